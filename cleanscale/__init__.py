@@ -1,0 +1,1 @@
+"""Find wrong labels and train better classifiers. See README.md."""

@@ -1,0 +1,58 @@
+"""Tables and names that everything else relies on: one definition each.
+
+Rows are joined by `row`, the position in the input; the shard key is the *original* noisy `label`, for ever.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+# Verification labels (CleanNet, Eq. 1).
+RIGHT, WRONG, UNSEEN = 1, 0, -1
+
+INGESTED = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("id", pa.string()),
+        ("label", pa.int32()),
+        ("source", pa.string()),
+    ]
+)
+
+REJECTED = pa.schema([("id", pa.string()), ("source", pa.string()), ("reason", pa.string())])
+
+RELEVANCE = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("id", pa.string()),
+        ("label", pa.int32()),
+        ("relevance", pa.float32()),
+        ("probability_correct", pa.float32()),
+        ("weight", pa.float32()),
+        ("mislabeled", pa.bool_()),
+        ("suggested_label", pa.int32()),
+        ("suggested_relevance", pa.float32()),
+        ("verified", pa.int8()),
+    ]
+)
+
+REFERENCES = pa.schema(
+    [
+        ("label", pa.int32()),
+        ("count", pa.int32()),
+        ("vectors", pa.large_list(pa.float16())),
+        ("members", pa.list_(pa.int64())),
+    ]
+)
+
+
+def features_schema(width: int) -> pa.Schema:
+    """Features of one class shard: `feature` is fixed_size_list<float16>[width]."""
+    return pa.schema(
+        [
+            ("row", pa.int64()),
+            ("id", pa.string()),
+            ("label", pa.int32()),
+            ("feature", pa.list_(pa.float16(), width)),
+        ]
+    )
