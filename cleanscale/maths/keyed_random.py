@@ -1,0 +1,52 @@
+"""Randomness keyed by what it is about (seed, purpose, class or row), never by who computes it."""
+
+from __future__ import annotations
+
+import enum
+
+import numpy as np
+
+
+class Purpose(enum.IntEnum):
+    """The first part of every key. Values are part of the results' determinism: append, never renumber."""
+
+    GLYPHS = 1
+    EPOCH_ORDER = 2
+    AUGMENTATION = 3
+    REFERENCES = 4
+    CLEANNET = 5
+    ROW_FOLDS = 6
+    CLASS_FOLDS = 7
+    HEAD = 8
+    BOOTSTRAP = 9
+    PROJECTION = 10
+    CLASSIFIER = 11
+    CANDIDATES = 12
+
+
+def generator(seed: int, purpose: Purpose, *about: int) -> np.random.Generator:
+    """A generator for one thing, for example `generator(seed, Purpose.REFERENCES, class_id)`."""
+    return np.random.default_rng([seed, int(purpose), *about])
+
+
+def hash_rows(seed: int, purpose: Purpose, row_N: np.ndarray) -> np.ndarray:
+    """uint64 hash of each row (splitmix64): the same for a row wherever and with whatever others it is computed."""
+    key = np.random.SeedSequence([seed, int(purpose)]).generate_state(1, np.uint64)[0]
+    with np.errstate(over="ignore"):
+        x_N = np.asarray(row_N).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + key
+        x_N = (x_N ^ (x_N >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x_N = (x_N ^ (x_N >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x_N ^ (x_N >> np.uint64(31))
+
+
+def folds_of_rows(seed: int, row_N: np.ndarray, folds: int) -> np.ndarray:
+    """int32 [N] in 0 .. folds-1: the fold of each image for out-of-fold heads."""
+    return (hash_rows(seed, Purpose.ROW_FOLDS, row_N) % np.uint64(folds)).astype(np.int32)
+
+
+def folds_of_classes(seed: int, label_C: np.ndarray, folds: int) -> np.ndarray:
+    """int32 [C] in 0 .. folds-1 for distinct class ids: as equal in size as can be (the class-fold protocol)."""
+    order = np.argsort(hash_rows(seed, Purpose.CLASS_FOLDS, label_C), kind="stable")
+    fold_C = np.empty(len(label_C), np.int32)
+    fold_C[order] = np.arange(len(label_C)) % folds
+    return fold_C

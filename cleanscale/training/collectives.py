@@ -1,0 +1,61 @@
+"""What training loops need of the other workers. Loops receive one of these and never ask who is running."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+import torch
+
+
+class Collectives(Protocol):
+    rank: int
+    world: int
+
+    def average_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Mean of `.grad` over workers, in place; a missing gradient counts as zero."""
+        ...
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Elementwise sum over workers; the same result on every worker."""
+        ...
+
+
+class Alone:
+    """One worker: nothing to exchange."""
+
+    rank = 0
+    world = 1
+
+    def average_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        pass
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+
+class TorchDistributed:
+    """An initialised torch.distributed process group (Ray Train sets one up): gloo on CPU, NCCL on GPU."""
+
+    def __init__(self) -> None:
+        self.rank = torch.distributed.get_rank()
+        self.world = torch.distributed.get_world_size()
+
+    def average_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        trained = [p for p in parameters if p.requires_grad]
+        flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten().float() for p in trained])
+        torch.distributed.all_reduce(flat)
+        flat /= self.world
+        for p, grad in zip(trained, flat.split([p.numel() for p in trained]), strict=True):
+            p.grad = grad.view_as(p).to(p.dtype)
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        total = tensor.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+
+def collectives() -> Collectives:
+    """The process group when there is one with several workers, otherwise `Alone`."""
+    ready = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return TorchDistributed() if ready and torch.distributed.get_world_size() > 1 else Alone()
