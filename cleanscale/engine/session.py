@@ -1,0 +1,88 @@
+"""One Ray session for a run: joined when there is a cluster, started here when there is none."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+
+import ray
+import ray.data
+
+from cleanscale.engine.settings import EngineSettings
+from cleanscale.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+# Set before Ray reads them; a user's own value wins.
+DEFAULT_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # One user's cluster on one machine needs no token; a shared cluster sets its own mode.
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+}
+
+
+@contextlib.contextmanager
+def session(settings: EngineSettings) -> Iterator[None]:
+    """Join or start Ray for the time of a `with`; a Ray that was already there is left running.
+
+    Raises: ConfigError when the named cluster cannot be reached.
+    """
+    if ray.is_initialized():
+        prepare_data()
+        yield
+        return
+    for name, value in DEFAULT_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    start(settings)
+    try:
+        prepare_data()
+        yield
+    finally:
+        ray.shutdown()
+
+
+def start(settings: EngineSettings) -> None:
+    address = settings.address or os.environ.get("RAY_ADDRESS")
+    # Ray's own messages of level INFO say nothing that a user of this tool can act on.
+    quiet = {"logging_level": logging.WARNING, "log_to_driver": False, "configure_logging": True}
+    if address is None:
+        ray.init(
+            num_cpus=settings.num_cpus,
+            object_store_memory=settings.object_store_bytes,
+            include_dashboard=False,
+            **quiet,
+        )
+        return
+    try:
+        ray.init(address=address, **quiet)
+    except ConnectionError as error:
+        raise ConfigError(
+            f"no Ray cluster answers at {address!r} ({error}); expected a running head; "
+            "start one with `ray start --head`, or leave out --engine.address and RAY_ADDRESS to run on this machine"
+        ) from error
+
+
+def prepare_data() -> None:
+    """Ray Data as every stage expects it: order kept (it reaches training), no bars of its own, quiet logs."""
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    context.enable_operator_progress_bars = False
+    context.print_on_execution_start = False
+    for name in ("ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def cluster_cpus() -> float:
+    return ray.cluster_resources().get("CPU", 1.0)
+
+
+def cluster_gpus() -> float:
+    return ray.cluster_resources().get("GPU", 0.0)

@@ -1,0 +1,170 @@
+"""Training stages as Ray Train worker groups: a loop gets a `Worker` and never sees Ray."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from cleanscale.engine.session import cluster_cpus, cluster_gpus
+from cleanscale.engine.settings import EngineSettings
+from cleanscale.engine.tasks import users_error
+from cleanscale.errors import CleanscaleError, ConfigError
+from cleanscale.storage import uris
+from cleanscale.storage.manifests import read_json, write_json
+from cleanscale.training.collectives import Collectives, collectives
+
+log = logging.getLogger(__name__)
+
+STATE = "state.pt"
+PROGRESS = "progress.json"
+
+
+@dataclass
+class Worker:
+    """What a training loop knows of where it runs."""
+
+    uri: str  # the stage's folder
+    device: str
+    collectives: Collectives
+    last_said_s: float = 0.0
+
+    @property
+    def rank(self) -> int:
+        return self.collectives.rank
+
+    @property
+    def world(self) -> int:
+        return self.collectives.world
+
+    def checkpoint(self) -> dict[str, Any] | None:
+        """The state that the last `save` of an interrupted attempt gave; None at the first start."""
+        found = ray.train.get_checkpoint()
+        if found is None:
+            return None
+        with found.as_directory() as folder:
+            return torch.load(Path(folder) / STATE, map_location="cpu", weights_only=True)
+
+    def save(self, state: Callable[[], dict[str, Any]], metrics: dict[str, Any]) -> None:
+        """A barrier: every worker calls it; rank 0's `state()` (tensors, numbers, strings) is the checkpoint."""
+        if self.rank != 0:
+            ray.train.report(metrics)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            torch.save(state(), Path(folder) / STATE)
+            ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
+
+    def say(self, done: float, total: float, unit: str, **metrics: Any) -> None:
+        """Progress for the driver, from rank 0, at most once a second."""
+        if self.rank == 0 and (time.monotonic() - self.last_said_s > 1.0 or done >= total):
+            self.last_said_s = time.monotonic()
+            write_json(uris.join(self.uri, PROGRESS), {"done": done, "total": total, "unit": unit, "metrics": metrics})
+
+
+def train_on_workers(
+    loop: Callable[[Worker, Any], None],
+    config: Any,
+    *,
+    uri: str,
+    settings: EngineSettings,
+    on_progress: Callable[[dict[str, Any]], None] = lambda _: None,
+) -> None:
+    """Run `loop(worker, config)` on a group of workers; lost workers restart it from the last checkpoint.
+
+    The loop writes its results into `uri`. The same call after a killed driver goes on from the last checkpoint.
+    Raises: CleanscaleError as raised by the loop; RuntimeError when the group failed more than `max_failures` times.
+    """
+    filesystem, path = uris.arrow_filesystem(uris.join(uri, "ray_train"))
+    failed = uris.join(uri, "failed.json")
+    uris.remove_tree(failed)
+    trainer = TorchTrainer(
+        _train_loop,
+        train_loop_config={"loop": loop, "config": config, "uri": uri, "threads": threads_per_worker(settings)},
+        scaling_config=scaling(settings),
+        run_config=RunConfig(
+            name="run",
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=FailureConfig(max_failures=settings.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+        ),
+    )
+    with watch(uri, on_progress):
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise users_error(error) or RuntimeError(f"the training workers of {uri} failed: {error}") from error
+
+
+def scaling(settings: EngineSettings) -> ScalingConfig:
+    """Raises: ConfigError when the cluster has fewer GPUs than workers."""
+    if settings.use_gpu and cluster_gpus() < settings.num_workers:
+        raise ConfigError(
+            f"--engine.num_workers is {settings.num_workers} with GPUs, but the cluster has {cluster_gpus():.0f}; "
+            "expected a GPU per worker; lower --engine.num_workers or leave out --engine.use_gpu"
+        )
+    # Workers read and decode through Ray Data tasks, which need cores of their own: half of them.
+    cpus = min(1.0, cluster_cpus() / (2 * settings.num_workers))
+    return ScalingConfig(
+        num_workers=settings.num_workers, use_gpu=settings.use_gpu, resources_per_worker=resources(settings, cpus)
+    )
+
+
+def resources(settings: EngineSettings, cpus: float) -> dict[str, float]:
+    return {"CPU": cpus} | ({"GPU": 1.0} if settings.use_gpu else {})
+
+
+def threads_per_worker(settings: EngineSettings) -> int:
+    nodes = max(1, sum(1 for n in ray.nodes() if n["Alive"]))
+    return settings.threads_per_worker or max(1, int(cluster_cpus() / nodes) // max(1, settings.num_workers // nodes))
+
+
+def _train_loop(settings: dict[str, Any]) -> None:
+    torch.set_num_threads(settings["threads"])
+    failed = uris.join(settings["uri"], "failed.json")
+    before = read_json(failed)
+    if before is not None:  # a user's error is final: Ray would start the group again
+        raise getattr(__import__("cleanscale.errors", fromlist=["errors"]), before["kind"])(before["message"])
+    device = str(ray.train.torch.get_device())
+    worker = Worker(settings["uri"], device, collectives())
+    try:
+        settings["loop"](worker, settings["config"])
+    except CleanscaleError as error:
+        write_json(failed, {"kind": type(error).__name__, "message": str(error)})
+        raise
+
+
+@contextlib.contextmanager
+def watch(uri: str, on_progress: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+    """Pass on what rank 0 says while the group runs (workers and driver share the run folder and nothing else)."""
+    stop = threading.Event()
+
+    def look() -> None:
+        last = ""
+        while not stop.wait(1.0 if "://" not in uri else 5.0):
+            with contextlib.suppress(Exception):  # a progress line is never worth a run
+                said = read_json(uris.join(uri, PROGRESS))
+                if said is not None and (text := json.dumps(said, sort_keys=True)) != last:
+                    last = text
+                    on_progress(said)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
