@@ -1,0 +1,56 @@
+"""Where a run lives and whom it tells: what every stage is given besides its settings and inputs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from cleanscale.engine.settings import EngineSettings
+from cleanscale.reporting.progress import Progress, Step
+from cleanscale.storage import uris
+
+Report = Callable[[str, dict[str, Any], int | None], None]
+
+
+@dataclass(frozen=True)
+class Place:
+    """uri: the run folder. report(stage, numbers, step): metrics as they come; tracking listens."""
+
+    uri: str
+    seed: int
+    engine: EngineSettings
+    progress: Progress
+    report: Report = lambda stage, numbers, step: None
+    seconds: dict[str, float] = field(default_factory=dict)
+    images: dict[str, int] = field(default_factory=dict)
+
+    def path(self, *parts: str) -> str:
+        return uris.join(self.uri, *parts)
+
+    def round_path(self, number: int, *parts: str) -> str:
+        return self.path("rounds", f"{number:02d}", *parts)
+
+    @contextmanager
+    def timed(self, stage: str, images: int = 0) -> Iterator[None]:
+        """Add the time of a `with` to the stage's seconds, and what it went through to its images."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.monotonic() - started
+            self.images[stage] = self.images.get(stage, 0) + images
+
+    def follow(self, step: Step, stage: str) -> Callable[[dict[str, Any]], None]:
+        """What `train_on_workers` tells of its progress, as a progress step and as reported numbers."""
+        seen = {"done": 0.0}
+
+        def hear(said: dict[str, Any]) -> None:
+            step.advance(max(0.0, said["done"] - seen["done"]))
+            seen["done"] = max(seen["done"], said["done"])
+            if said.get("metrics"):
+                self.report(stage, said["metrics"], int(said["done"]))
+
+        return hear

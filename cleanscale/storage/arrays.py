@@ -1,0 +1,41 @@
+"""Arrays by row on any file system: one value per image, read in ranges and never as a whole where that is not needed."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.lib import format as npy
+
+from cleanscale.storage import uris
+
+
+def write_array(uri: str, values: np.ndarray) -> None:
+    """One array as .npy; seen whole or not at all."""
+    buffer = io.BytesIO()
+    np.save(buffer, values, allow_pickle=False)
+    uris.write_bytes(uri, buffer.getvalue())
+
+
+def read_array(uri: str) -> np.ndarray:
+    return np.load(io.BytesIO(uris.read_bytes(uri)), allow_pickle=False)
+
+
+def read_range(uri: str, start: int, stop: int) -> np.ndarray:
+    """values[start:stop] of a one-dimensional array, reading those bytes and the header only."""
+    with uris.open_read(uri, block_bytes=4096) as file:
+        major_minor = npy.read_magic(file)
+        read_header = npy.read_array_header_1_0 if major_minor == (1, 0) else npy.read_array_header_2_0
+        (length,), _, dtype = read_header(file)
+        start, stop = max(0, start), min(stop, length)
+        file.seek(start * dtype.itemsize, io.SEEK_CUR)
+        return np.frombuffer(file.read((stop - start) * dtype.itemsize), dtype).copy()
+
+
+def scatter(length: int, parts: Iterable[tuple[np.ndarray, np.ndarray]], fill: float, dtype: type) -> np.ndarray:
+    """An array with `values` at `rows` for each (rows, values), and `fill` where no part has a value."""
+    array = np.full(length, fill, dtype)
+    for rows, values in parts:
+        array[rows] = values
+    return array
