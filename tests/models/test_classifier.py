@@ -1,0 +1,49 @@
+import pytest
+import torch
+
+from cleanscale.errors import DataError
+from cleanscale.models.backbones import BackboneSettings, build_backbone
+from cleanscale.models.classifier import build_classifier, classifier_from_bytes, classifier_to_bytes
+
+SETTINGS = BackboneSettings(name="test_resnet", weights="", image_size=32)
+IMAGES = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("hidden_width", [0, 16])
+def test_a_saved_classifier_gives_the_same_logits(hidden_width):
+    model = build_classifier(SETTINGS, 7, hidden_width=hidden_width, seed=4).eval()
+    again, settings = classifier_from_bytes(classifier_to_bytes(model, SETTINGS))
+    assert settings == SETTINGS
+    assert torch.equal(again.eval()(IMAGES), model(IMAGES))
+    assert model(IMAGES).shape == (3, 7)
+
+
+def test_loading_downloads_nothing():
+    model = build_classifier(SETTINGS, 2)
+    pretrained = SETTINGS.model_copy(update={"weights": "pretrained"})
+    again, settings = classifier_from_bytes(classifier_to_bytes(model, pretrained))
+    assert settings.weights == "pretrained"
+    assert torch.equal(again.eval()(IMAGES), model.eval()(IMAGES))
+
+
+def test_a_saved_classifier_serves_as_backbone_weights(tmp_path):
+    model = build_classifier(SETTINGS, 5, seed=1).eval()
+    path = tmp_path / "classifier.safetensors"
+    path.write_bytes(classifier_to_bytes(model, SETTINGS))
+    backbone = build_backbone(SETTINGS.model_copy(update={"weights": str(path)})).eval()
+    assert torch.equal(backbone(IMAGES), model.backbone(IMAGES))
+
+
+def test_other_files_are_refused():
+    with pytest.raises(DataError, match="no cleanscale classifier"):
+        classifier_from_bytes(b"something else entirely", source="x.bin")
+
+
+def test_a_frozen_backbone_leaves_the_head_to_train():
+    model = build_classifier(SETTINGS, 5)
+    model.freeze_backbone()
+    model.train()
+    before = {key: value.clone() for key, value in model.backbone.state_dict().items()}
+    model(IMAGES).sum().backward()
+    assert {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None} == {"head"}
+    assert all(torch.equal(before[key], value) for key, value in model.backbone.state_dict().items())
