@@ -1,8 +1,8 @@
 """Reference sets: the K vectors that stand for a class (CleanNet section 3.1), as ragged arrays.
 
-k-means of many small problems. X X^T is computed once per class; k-means++ seeding and every Lloyd iteration then work on that
-Gram matrix, so that an iteration costs what the images that changed their cluster cost, whatever D is. Classes are computed in
-batches only to share the interpreter's overhead: every number depends on its own class alone.
+k-means of many small problems. X X^T is computed once per class; k-means++ seeding and every Lloyd iteration then work
+on that Gram matrix, so that an iteration costs what the images that changed their cluster cost, whatever D is. Classes
+are computed in batches only to share the interpreter's overhead: every number depends on its own class alone.
 
 # M vectors of all classes, N images, C classes, B classes of a batch, K references per class, D features, T trials
 """
@@ -112,10 +112,10 @@ def make_references(
 ) -> ReferenceSets:
     """Reference sets of every class in `label_N`; all images of a class must be in one call.
 
-    A class uses at most `max_images` of its images, those with the smallest hash of (seed, class, row); classes with at most
-    `per_class` images keep them as they are. `random` takes `per_class` images instead of centroids. The result of a class is
-    the same whatever other classes are in the call and in whatever order the images come. Rows must be distinct inside a class.
-    Run it under one BLAS thread per process. Raises DataError for features that are not finite.
+    A class uses at most `max_images` of its images, those with the smallest hash of (seed, class, row); classes with at
+    most `per_class` images keep them as they are. `random` takes `per_class` images instead of centroids. The result of
+    a class is the same whatever other classes are in the call and in whatever order the images come. Rows must be
+    distinct inside a class. Run it under one BLAS thread per process. Raises DataError for features not finite.
     """
     if per_class < 1 or max_images < per_class:
         raise ConfigError(
@@ -196,7 +196,7 @@ def _finite(vector_ND: np.ndarray, label: int) -> np.ndarray:
 def _lloyd(
     points_BND: np.ndarray, size_B: np.ndarray, label_B: np.ndarray, per_class: int, iterations: int, seed: int
 ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Per class: centroids [k, D], images of each [k], position of the image nearest each [k]. k <= K: none is empty."""
+    """Per class: centroids [k, D], images of each [k], position of the image nearest each [k]; none empty."""
     num_points = points_BND.shape[1]
     valid_BN = np.arange(num_points) < size_B[:, None]
     mean_B1D = points_BND.sum(axis=1, keepdims=True) / size_B[:, None, None].astype(np.float32)
@@ -246,7 +246,7 @@ def _centroids(
 
 
 def _seeds(gram_BNN: np.ndarray, valid_BN: np.ndarray, uniform_BKT: np.ndarray, per_class: int) -> np.ndarray:
-    """int64 [B, K]: greedy k-means++ (of T candidates drawn by squared distance, the one that lowers the inertia most)."""
+    """int64 [B, K]: greedy k-means++ (of T candidates drawn by squared distance, the one that lowers inertia most)."""
     b = np.arange(len(gram_BNN))
     square_BN = np.diagonal(gram_BNN, axis1=1, axis2=2).copy()
     seed_BK = np.empty((len(b), per_class), np.int64)

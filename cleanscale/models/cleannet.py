@@ -1,0 +1,125 @@
+"""CleanNet (CVPR 2018, section 3.1): an attentive encoder of reference sets and an autoencoder of queries.
+
+# Q queries, S reference sets, K references in the largest of them, D features, H hidden, E embedding
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from cleanscale.errors import DataError
+
+Transform = Literal["none", "log1p", "standardise"]
+
+
+class CleanNet(nn.Module):
+    """Class embeddings from reference sets and query embeddings from features, in one space.
+
+    The input transform is part of the model, so that saved weights carry it. `activate_outputs` also puts the
+    activation after both embeddings and the reconstruction, as the published code does.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        reference_widths: Sequence[int] = (512, 256),
+        query_width: int = 256,
+        embedding: int = 128,
+        activation: Literal["tanh", "relu"] = "tanh",
+        activate_outputs: bool = False,
+        transform: Transform = "standardise",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.config: dict[str, Any] = {
+            "num_features": num_features,
+            "reference_widths": list(reference_widths),
+            "query_width": query_width,
+            "embedding": embedding,
+            "activation": activation,
+            "activate_outputs": activate_outputs,
+            "transform": transform,
+            "dropout": dropout,
+        }
+        between = nn.Tanh if activation == "tanh" else nn.ReLU
+        after = between if activate_outputs else nn.Identity
+        first, second = reference_widths
+        self.reference_encoder = nn.Sequential(
+            nn.Dropout(dropout), nn.Linear(num_features, first), between(), nn.Linear(first, second), between()
+        )
+        self.attention = nn.Sequential(nn.Linear(second, second), nn.Tanh())
+        self.context_H = nn.Parameter(torch.randn(second) / second**0.5)
+        self.class_layer = nn.Sequential(nn.Linear(second, embedding), after())
+        self.query_encoder = nn.Sequential(
+            nn.Dropout(dropout),
+            nn.Linear(num_features, query_width),
+            between(),
+            nn.Linear(query_width, embedding),
+            after(),
+        )
+        self.query_decoder = nn.Sequential(
+            nn.Linear(embedding, query_width), between(), nn.Linear(query_width, num_features), after()
+        )
+        self.shift_D: torch.Tensor
+        self.scale_D: torch.Tensor
+        self.register_buffer("shift_D", torch.zeros(num_features))
+        self.register_buffer("scale_D", torch.ones(num_features))
+
+    def set_standardisation(self, mean_D: torch.Tensor, deviation_D: torch.Tensor) -> None:
+        """Mean and standard deviation that `standardise` takes away and divides by; constant features become 0."""
+        self.shift_D.copy_(mean_D)
+        self.scale_D.copy_(torch.where(deviation_D > 1e-6, 1 / deviation_D.clamp_min(1e-6), torch.zeros_like(mean_D)))
+
+    def transformed(self, feature_XD: torch.Tensor) -> torch.Tensor:
+        """What the encoders see. log1p is sign(x) log(1 + |x|): the published log(1 + x), defined for all features."""
+        feature_XD = feature_XD.float()
+        transform = self.config["transform"]
+        if transform == "log1p":
+            return feature_XD.sign() * feature_XD.abs().log1p()
+        return (feature_XD - self.shift_D) * self.scale_D if transform == "standardise" else feature_XD
+
+    def embed_classes(self, reference_SKD: torch.Tensor, real_SK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Eq. 2-4: class embeddings [S, E] and attention [S, K], whose rows sum to 1.
+
+        `real_SK` is False where a set is padded; every set needs at least one reference.
+        """
+        hidden_SKH = self.reference_encoder(self.transformed(reference_SKD))
+        score_SK = self.attention(hidden_SKH) @ self.context_H
+        attention_SK = score_SK.masked_fill(~real_SK, float("-inf")).softmax(dim=1)
+        prototype_SH = torch.bmm(attention_SK[:, None].to(hidden_SKH.dtype), hidden_SKH)[:, 0]
+        return self.class_layer(prototype_SH), attention_SK
+
+    def embed_queries(self, feature_QD: torch.Tensor) -> torch.Tensor:
+        """[Q, E] query embeddings."""
+        return self.query_encoder(self.transformed(feature_QD))
+
+    def reconstruct(self, embedding_QE: torch.Tensor) -> torch.Tensor:
+        """[Q, D] what the autoencoder makes of query embeddings: transformed features."""
+        return self.query_decoder(embedding_QE)
+
+    def to_bytes(self) -> bytes:
+        """Weights and configuration as one safetensors file."""
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        return safetensors.torch.save(state, metadata={"cleannet": json.dumps(self.config)})
+
+    @staticmethod
+    def from_bytes(data: bytes) -> CleanNet:
+        """The model that `to_bytes` wrote. Raises DataError for another file."""
+        try:
+            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+            config = json.loads(header["__metadata__"]["cleannet"])
+        except (ValueError, KeyError) as error:
+            raise DataError(
+                "found a file that is no saved CleanNet; expected safetensors with a 'cleannet' configuration; "
+                "run the cleannet stage again"
+            ) from error
+        model = CleanNet(**config)
+        model.load_state_dict(safetensors.torch.load(data))
+        return model
