@@ -7,7 +7,6 @@ The same image is augmented the same way in an epoch whichever process does it a
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -34,7 +33,6 @@ class AugmentationSettings(BaseModel):
     )
 
 
-@functools.cache
 def _training_steps(settings: AugmentationSettings, size: int) -> v2.Transform:
     steps: list[torch.nn.Module] = []
     if settings.scale_min < 1:
