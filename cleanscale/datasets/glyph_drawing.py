@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import struct
 import zlib
 
@@ -16,6 +17,7 @@ from cleanscale.datasets.glyph_fonts import fonts_that_draw, render
 OVERSAMPLED = 2  # drawn at twice the side and averaged, since an affine transform does not filter
 MASK_SIDE = 1.5  # side of the cached upright character, in sides of the picture
 MIN_CONTRAST = 70.0  # between ink and paper, in grey levels of 255
+GREY = np.array([0.299, 0.587, 0.114], np.float32)
 MIN_PIXELS_PER_EM, MAX_PIXELS_PER_EM = 8, 4096
 
 
@@ -37,10 +39,10 @@ def draw(code: int, side: int, rng: np.random.Generator) -> np.ndarray:
     fonts = fonts_that_draw(code)
     cover_SS = ink_cover(upright(fonts[int(rng.integers(len(fonts)))], code, side), side, rng)
     paper, ink = paper_and_ink(rng)
-    picture_SS3 = paper + cover_SS[:, :, None] * (ink - paper)
+    picture_SS3 = cover_SS[:, :, None] * (ink - paper) + paper
     picture_SS3 += shade(side, rng)[:, :, None]
-    picture_SS3 += rng.standard_normal((side, side, 3), dtype=np.float32) * rng.uniform(2.0, 14.0)
-    return np.clip(picture_SS3, 0.0, 255.0).astype(np.uint8)
+    picture_SS3 += rng.standard_normal((side, side, 3), dtype=np.float32) * np.float32(rng.uniform(2.0, 14.0))
+    return picture_SS3.clip(0.0, 255.0).astype(np.uint8)
 
 
 def ink_cover(character: Image.Image, side: int, rng: np.random.Generator) -> np.ndarray:
@@ -52,24 +54,31 @@ def ink_cover(character: Image.Image, side: int, rng: np.random.Generator) -> np
     if rng.random() < 0.35:
         scratch(cover, rng)
     cover = cover.filter(ImageFilter.BoxBlur(rng.uniform(0.2, 1.6) * big / 64))
-    cover_SS = np.asarray(cover.reduce(OVERSAMPLED), np.float32) / 255.0
-    pen, sharpness = rng.uniform(0.25, 0.6), rng.uniform(1.2, 3.0)  # a low pen threshold thickens strokes
-    return np.clip((cover_SS - pen) * sharpness + 0.5, 0.0, 1.0) * np.minimum(cover_SS * 8.0, 1.0)
+    cover_SS = np.asarray(cover.reduce(OVERSAMPLED), np.float32) * np.float32(1.0 / 255.0)
+    pen, sharpness = rng.uniform((0.25, 1.2), (0.6, 3.0)).tolist()  # a low pen threshold thickens strokes
+    thick_SS = ((cover_SS - pen) * sharpness + 0.5).clip(0.0, 1.0)
+    return thick_SS * (cover_SS * 8.0).clip(0.0, 1.0)  # where there was no ink at all there is none now
 
 
 def placement(size: tuple[int, int], big: int, rng: np.random.Generator) -> tuple[float, ...]:
-    """Six coefficients (output to input pixel) of a random size, slant, turn, stretch and place in the frame."""
-    turn, slant = rng.normal(0.0, 0.14), rng.normal(0.0, 0.12)
-    stretch = float(np.exp(rng.normal(0.0, 0.08)))
-    forward = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
-    forward = forward @ np.array([[stretch, slant], [0.0, 1.0 / stretch]])
-    reach = np.abs(forward) @ np.array(size, float)  # width and height after turning
-    scale = big * rng.uniform(0.5, 0.92) / reach.max()
-    free = np.maximum(big - reach * scale, 0.0) / 2.0
-    centre = big / 2.0 + rng.uniform(-1.0, 1.0, 2) * free
-    backward = np.linalg.inv(forward * scale)
-    shift = np.array(size) / 2.0 - backward @ centre
-    return (backward[0, 0], backward[0, 1], shift[0], backward[1, 0], backward[1, 1], shift[1])
+    """Six coefficients (output to input pixel) of a random size, slant, turn, stretch and place in the frame.
+
+    Forward map: turn times [[stretch, slant], [0, 1 / stretch]] times scale; in scalars, since 2 x 2 arrays are slow.
+    """
+    turn, slant, stretch = (rng.standard_normal(3) * (0.14, 0.12, 0.08)).tolist()
+    share, *offset = rng.uniform((0.5, -1.0, -1.0), (0.92, 1.0, 1.0)).tolist()
+    cos, sin, stretch = math.cos(turn), math.sin(turn), math.exp(stretch)
+    xx, xy = cos * stretch, cos * slant - sin / stretch
+    yx, yy = sin * stretch, sin * slant + cos / stretch
+    width, height = size
+    reach = (abs(xx) * width + abs(xy) * height, abs(yx) * width + abs(yy) * height)  # after turning
+    scale = big * share / max(reach)
+    x, y = (big / 2.0 + off * (big - side * scale) / 2.0 for off, side in zip(offset, reach, strict=True))
+    # The determinant of the map is scale ** 2.
+    back_xx, back_xy, back_yx, back_yy = yy / scale, -xy / scale, -yx / scale, xx / scale
+    shift_x = width / 2.0 - back_xx * x - back_xy * y
+    shift_y = height / 2.0 - back_yx * x - back_yy * y
+    return back_xx, back_xy, shift_x, back_yx, back_yy, shift_y
 
 
 def scratch(cover: Image.Image, rng: np.random.Generator) -> None:
@@ -80,24 +89,17 @@ def scratch(cover: Image.Image, rng: np.random.Generator) -> None:
 
 def paper_and_ink(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Two float32 [3] colours whose grey levels are at least MIN_CONTRAST apart, either one the darker."""
-    grey_weights = np.array([0.299, 0.587, 0.114])
-    paper, ink = rng.uniform(0.0, 255.0, (2, 3))
-    contrast = float(grey_weights @ (ink - paper))
-    if abs(contrast) < MIN_CONTRAST:
-        middle = (paper + ink) / 2.0
-        direction = 1.0 if contrast >= 0 else -1.0
-        apart = direction * (MIN_CONTRAST - abs(contrast)) / 2.0
-        lift = np.clip(MIN_CONTRAST / 2.0 - grey_weights @ middle, 0.0, None)  # keep both inside 0 .. 255
-        drop = np.clip(grey_weights @ middle - (255.0 - MIN_CONTRAST / 2.0), 0.0, None)
-        paper, ink = paper - apart + lift - drop, ink + apart + lift - drop
-    return np.clip(paper, 0, 255).astype(np.float32), np.clip(ink, 0, 255).astype(np.float32)
+    while True:
+        paper, ink = rng.uniform(0.0, 255.0, (2, 3)).astype(np.float32)
+        if abs(float(GREY @ (ink - paper))) >= MIN_CONTRAST:
+            return paper, ink
 
 
 def shade(side: int, rng: np.random.Generator) -> np.ndarray:
     """float32 [S, S]: light that falls off over the page, in grey levels."""
-    across, down = rng.uniform(-30.0, 30.0, 2)
-    ramp_S = np.linspace(-0.5, 0.5, side, dtype=np.float32)
-    return ramp_S[None, :] * np.float32(across) + ramp_S[:, None] * np.float32(down)
+    across, down = rng.uniform(-30.0, 30.0, 2).astype(np.float32)
+    ramp_S = (np.arange(side, dtype=np.float32) + 0.5) / side - 0.5
+    return ramp_S[None, :] * across + ramp_S[:, None] * down
 
 
 def png(picture_SS3: np.ndarray) -> bytes:

@@ -73,8 +73,8 @@ def check(settings: GlyphsSettings) -> None:
         )
     if settings.verified_classes > settings.classes:
         raise ConfigError(
-            f"found glyphs.verified_classes = {settings.verified_classes} of {settings.classes} classes; expected no more"
-            " than there are; lower it or raise glyphs.classes"
+            f"found glyphs.verified_classes = {settings.verified_classes} of {settings.classes} classes; expected no"
+            " more than there are; lower it or raise glyphs.classes"
         )
     if settings.verified_per_class > settings.train_per_class:
         raise ConfigError(
