@@ -1,0 +1,236 @@
+"""Fitting classifier heads on features: plain loops over arrays, one worker or many.
+
+# N images of this worker, D feature width, C classes, B batch, F folds of rows
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch.nn.functional import cross_entropy
+
+from cleanscale.errors import DataError
+from cleanscale.maths.keyed_random import Purpose, folds_of_rows, generator
+from cleanscale.models.heads import Head
+from cleanscale.training.collectives import Alone, Collectives
+
+
+class HeadSettings(BaseModel):
+    """A classifier head on frozen features and how it is trained."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    hidden_width: int = Field(512, description="Width of the hidden layer; 0 is softmax regression.", ge=0)
+    dropout: float = Field(0.3, description="Share of inputs and of hidden units dropped in training.", ge=0, lt=1)
+    epochs: int = Field(10, description="Passes over the images.", ge=1)
+    batch: int = Field(512, description="Images per step over all workers.", ge=1)
+    learning_rate: float = Field(2e-3, description="Peak learning rate of AdamW; falls to zero along a cosine.", gt=0)
+    weight_decay: float = Field(0.02, description="Decoupled weight decay of AdamW.", ge=0)
+    label_smoothing: float = Field(0.0, description="Share of each target spread evenly over all classes.", ge=0, lt=1)
+    mixup: float = Field(0.0, description="Beta(mixup, mixup) mixes pairs of images and targets; 0 turns it off.", ge=0)
+
+
+def fit_head(
+    feature_ND: np.ndarray,
+    target_N: np.ndarray,
+    weight_N: np.ndarray | None,
+    num_classes: int,
+    settings: HeadSettings,
+    *,
+    seed: int,
+    collectives: Collectives | None = None,
+    device: str = "cpu",
+    on_epoch: Callable[[int, float], None] | None = None,
+) -> Head:
+    """Weighted cross-entropy (CleanNet, Eq. 14), divided by the mean weight over all workers' images.
+
+    `target_N` holds class numbers, or, as floats [N, C], a distribution for each image. Each worker passes its own
+    rows; a worker may have none. On CPU the result depends on rows, settings, seed and number of workers alone.
+    `on_epoch(epoch, mean loss of this worker)`. Raises DataError when no image of any worker has a positive weight.
+    """
+    together = collectives or Alone()
+    rows = _TrainingRows.make(feature_ND, target_N, weight_N, num_classes, together, device)
+    with torch.random.fork_rng(devices=[device] if device != "cpu" else []):
+        torch.manual_seed(_torch_seed(seed, 0))  # the same first weights on every worker
+        head = Head(rows.feature.shape[1], num_classes, settings.hidden_width, settings.dropout)
+        _standardise(head, rows, together)
+        head.to(device).train()
+        torch.manual_seed(_torch_seed(seed, 1 + together.rank))  # dropout
+        _descend(head, rows, settings, seed, together, on_epoch)
+    return head.eval()
+
+
+def fit_out_of_fold_heads(
+    feature_ND: np.ndarray,
+    target_N: np.ndarray,
+    weight_N: np.ndarray | None,
+    row_N: np.ndarray,
+    num_classes: int,
+    settings: HeadSettings,
+    *,
+    seed: int,
+    folds: int = 2,
+    collectives: Collectives | None = None,
+    device: str = "cpu",
+) -> list[Head]:
+    """One head for each fold of rows: head f has not seen the rows of fold f and is the one that scores them.
+
+    The fold of a row is `keyed_random.folds_of_rows(seed, row_N, folds)`, the same wherever it is computed.
+    """
+    fold_N = folds_of_rows(seed, row_N, folds)
+    weight_N = np.ones(len(row_N), np.float32) if weight_N is None else weight_N
+    heads = []
+    for fold in range(folds):
+        seen_N = fold_N != fold
+        heads.append(
+            fit_head(
+                feature_ND[seen_N],
+                target_N[seen_N],
+                weight_N[seen_N],
+                num_classes,
+                settings,
+                seed=seed * folds + fold,
+                collectives=collectives,
+                device=device,
+            )
+        )
+    return heads
+
+
+@dataclass(frozen=True)
+class _TrainingRows:
+    """This worker's images with a positive weight; `share` is their number by the mean number over workers."""
+
+    feature: torch.Tensor
+    target: torch.Tensor
+    weight: torch.Tensor  # scaled: mean 1 over all workers' images
+    total: int  # images over all workers
+    share: float
+
+    @property
+    def arrays(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return self.feature, self.target, self.weight
+
+    @classmethod
+    def make(cls, feature_ND, target_N, weight_N, num_classes, together: Collectives, device: str) -> _TrainingRows:
+        weight_N = np.ones(len(target_N), np.float32) if weight_N is None else np.asarray(weight_N, np.float32)
+        _check_shapes(feature_ND, target_N, weight_N, num_classes)
+        if not weight_N.all():
+            used_N = weight_N > 0
+            feature_ND, target_N, weight_N = feature_ND[used_N], target_N[used_N], weight_N[used_N]
+        sums = torch.tensor([len(weight_N), float(weight_N.sum(dtype=np.float64))], dtype=torch.float64)
+        total, weight_sum = together.sum(sums.to(device) if device != "cpu" else sums).tolist()
+        if not weight_sum > 0:
+            raise DataError(
+                "no image with a positive weight is left to train the head on; expected at least one; "
+                "lower the threshold that sets weights to zero, or use --treatment.name none"
+            )
+        target_N = np.asarray(target_N, np.float32 if np.ndim(target_N) == 2 else np.int64)
+        return cls(
+            torch.from_numpy(np.ascontiguousarray(feature_ND)).to(device),
+            torch.from_numpy(target_N).to(device),
+            torch.from_numpy(weight_N * np.float32(total / weight_sum)).to(device),
+            int(total),
+            len(weight_N) * together.world / total,
+        )
+
+
+def _check_shapes(feature_ND: np.ndarray, target_N: np.ndarray, weight_N: np.ndarray, num_classes: int) -> None:
+    if np.ndim(feature_ND) != 2 or len(feature_ND) != len(target_N) or len(weight_N) != len(target_N):
+        raise DataError(
+            f"features have shape {np.shape(feature_ND)}, targets {np.shape(target_N)}, weights {np.shape(weight_N)}; "
+            "expected [N, D], [N] or [N, C], and [N]; pass one row of each for every image"
+        )
+    if np.ndim(target_N) == 1 and len(target_N) and not 0 <= np.min(target_N) <= np.max(target_N) < num_classes:
+        raise DataError(
+            f"targets lie in {np.min(target_N)} .. {np.max(target_N)}; expected 0 .. {num_classes - 1}; "
+            "number the classes from 0 without gaps"
+        )
+
+
+def _descend(
+    head: Head,
+    rows: _TrainingRows,
+    settings: HeadSettings,
+    seed: int,
+    together: Collectives,
+    on_epoch: Callable[[int, float], None] | None,
+) -> None:
+    per_worker = max(1, settings.batch // together.world)
+    steps = math.ceil(rows.total / (per_worker * together.world))
+    optimizer = torch.optim.AdamW(
+        head.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warm_cosine(steps * settings.epochs))
+    for epoch in range(settings.epochs):
+        random = generator(seed, Purpose.EPOCH_ORDER, epoch, together.rank)
+        loss_sum = 0.0
+        for batch_B in np.split(_epoch_order(random, len(rows.weight), steps * per_worker), steps):
+            optimizer.zero_grad(set_to_none=True)
+            if len(batch_B):
+                loss = _loss(head, rows, torch.from_numpy(batch_B), settings, random) * rows.share
+                loss.backward()
+                loss_sum += loss.item()
+            together.average_gradients(head.parameters())
+            optimizer.step()
+            schedule.step()
+        if on_epoch is not None:
+            on_epoch(epoch, loss_sum / steps)
+
+
+def _epoch_order(random: np.random.Generator, images: int, draws: int) -> np.ndarray:
+    """int64 [draws]: permutations of the worker's images one after the other; empty where it has none."""
+    if images == 0:
+        return np.empty(0, np.int64)
+    passes = [random.permutation(images) for _ in range(math.ceil(draws / images))]
+    return np.concatenate(passes)[:draws]
+
+
+def _loss(
+    head: Head, rows: _TrainingRows, batch_B: torch.Tensor, settings: HeadSettings, random: np.random.Generator
+) -> torch.Tensor:
+    """Mean over the batch of weight x cross-entropy."""
+    feature_BD, target_B, weight_B = (x[batch_B].float() if x.is_floating_point() else x[batch_B] for x in rows.arrays)
+    smoothing = settings.label_smoothing
+    if not settings.mixup:
+        loss_B = cross_entropy(head(feature_BD), target_B, reduction="none", label_smoothing=smoothing)
+        return (weight_B * loss_B).mean()
+    share = float(random.beta(settings.mixup, settings.mixup))
+    logits_BC = head(share * feature_BD + (1 - share) * feature_BD.flip(0))
+    loss_B = cross_entropy(logits_BC, target_B, reduction="none", label_smoothing=smoothing)
+    other_B = cross_entropy(logits_BC, target_B.flip(0), reduction="none", label_smoothing=smoothing)
+    return (share * weight_B * loss_B + (1 - share) * weight_B.flip(0) * other_B).mean()
+
+
+def _standardise(head: Head, rows: _TrainingRows, together: Collectives) -> None:
+    """Mean and spread over all workers' images, summed in float64 so that the number of workers hardly matters."""
+    width = rows.feature.shape[1]
+    sums_2D = torch.zeros(2, width, dtype=torch.float64, device=rows.feature.device)
+    for part_BD in rows.feature.split(65536):
+        part_BD = part_BD.double()
+        sums_2D += torch.stack([part_BD.sum(0), part_BD.square().sum(0)])
+    mean_D, square_D = together.sum(sums_2D) / rows.total
+    spread_D = (square_D - mean_D.square()).clamp_min(0).sqrt()
+    head.mean_D = mean_D.float()
+    head.scale_D = torch.where(spread_D > 1e-6, 1 / spread_D.clamp_min(1e-6), 0.0).float()
+
+
+def _warm_cosine(steps: int) -> Callable[[int], float]:
+    """Learning-rate factor: up over the first twentieth, then down to zero along a cosine."""
+    warm = max(1, steps // 20)
+
+    def factor(step: int) -> float:
+        if step < warm:
+            return (step + 1) / warm
+        return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+    return factor
+
+
+def _torch_seed(seed: int, *about: int) -> int:
+    return int(generator(seed, Purpose.HEAD, *about).integers(2**62))
