@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from fontTools.ttLib import TTFont
-from PIL import Image, ImageFont
+from PIL import Image, ImageFilter, ImageFont
 
 from cleanscale.errors import StageError
 from cleanscale.maths.keyed_random import Purpose, hash_rows
@@ -44,7 +44,22 @@ FONTS = (
 NO_PICTURE = ("C", "Z", "M")
 UNIT_SIDE = 24
 SAME = 0.99  # cosine of unit pictures from which two characters are one class
-TWINS = 0.95  # cosine from which two classes are hard to tell apart: such classes come late in the order
+# Two classes are near twins, hard to tell apart in small pictures of random pen and stretch, when the cosine of
+# their unit pictures is at least TWINS, or of their stretched pictures STRETCHED_TWINS (v and V, 0 and O). Both set
+# by looking at pairs.
+TWINS = 0.95
+STRETCHED_TWINS = 0.965
+ASPECT_SPREAD = 1.6  # stretched pictures are compared only where the ratio of the two aspects is smaller
+
+
+@dataclasses.dataclass(frozen=True)
+class FontPictures:
+    """What a font draws, in two forms that leave out place and size."""
+
+    code_G: np.ndarray  # int64 [G] codepoints, ascending
+    unit_GP: np.ndarray  # uint8 [G, P] scaled to the frame
+    stretched_GP: np.ndarray  # uint8 [G, P] stretched to fill the frame, then blurred: blind to pen and proportions
+    aspect_G: np.ndarray  # float64 [G] width / height
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,11 +150,26 @@ def fonts_that_draw(code: int) -> tuple[str, ...]:
     return tuple(font for font in FONTS if code in characters_of(font) and honest_picture(font, code) is not None)
 
 
-def unit_pictures(font: str) -> tuple[np.ndarray, np.ndarray]:
-    """(codepoints int64 [G] ascending, pictures uint8 [G, P]) of all characters that the font honestly draws."""
-    pictures = {code: honest_picture(font, code) for code in sorted(characters_of(font))}
-    drawn = {code: picture.ravel() for code, picture in pictures.items() if picture is not None}
-    return np.array(list(drawn), np.int64), np.stack(list(drawn.values()))
+def font_pictures(font: str) -> FontPictures:
+    """Pictures of all characters that the font honestly draws."""
+    units = {code: honest_picture(font, code) for code in sorted(characters_of(font))}
+    drawn = {code: unit.ravel() for code, unit in units.items() if unit is not None}
+    inks = [Image.fromarray(unit.reshape(UNIT_SIDE, UNIT_SIDE)) for unit in drawn.values()]
+    boxes = [ink.getbbox() or (0, 0, UNIT_SIDE, UNIT_SIDE) for ink in inks]
+    return FontPictures(
+        code_G=np.array(list(drawn), np.int64),
+        unit_GP=np.stack(list(drawn.values())),
+        stretched_GP=np.stack([stretched_picture(ink, box) for ink, box in zip(inks, boxes, strict=True)]),
+        aspect_G=np.array([(right - left) / (bottom - top) for left, top, right, bottom in boxes]),
+    )
+
+
+def stretched_picture(unit: Image.Image, box: tuple[int, int, int, int]) -> np.ndarray:
+    """uint8 [P]: the ink in `box` stretched to all but a margin of the frame, and blurred by a pixel."""
+    inner = UNIT_SIDE - 4
+    frame = Image.new("L", (UNIT_SIDE, UNIT_SIDE))
+    frame.paste(unit.resize((inner, inner), Image.Resampling.BILINEAR, box=box), (2, 2))
+    return np.asarray(frame.filter(ImageFilter.BoxBlur(1))).ravel()
 
 
 def similar_pairs(picture_GP: np.ndarray, threshold: float, block: int = 1024) -> np.ndarray:
@@ -176,10 +206,12 @@ def preferred_order(code_C: np.ndarray) -> np.ndarray:
     return np.lexsort((hash_C, code_C >= 0x80))
 
 
-def twins_last(code_C: np.ndarray, pair_E2: np.ndarray) -> np.ndarray:
+def twins_last(code_C: np.ndarray, pairs: set[tuple[int, int]]) -> np.ndarray:
     """The classes in their order, but each one that is a near twin of an earlier one goes behind all that are not."""
     twins: dict[int, list[int]] = {}
-    for one, other in pair_E2.tolist():
+    for one, other in pairs:
+        if one == other:  # both belong to one class
+            continue
         twins.setdefault(one, []).append(other)
         twins.setdefault(other, []).append(one)
     taken: set[int] = set()
@@ -195,24 +227,31 @@ def twins_last(code_C: np.ndarray, pair_E2: np.ndarray) -> np.ndarray:
 @functools.cache
 def glyph_classes() -> GlyphClasses:
     """All classes that the fonts honestly hold (about 5,000). About two seconds, once per process."""
-    drawn = {font: unit_pictures(font) for font in REGULAR_FONTS}
-    near = {font: similar_pairs(pictures, TWINS) for font, (_, pictures) in drawn.items()}
-    same = [codes[pairs_at_least(pictures, near[font], SAME)] for font, (codes, pictures) in drawn.items()]
-    every_code = np.unique(np.concatenate([codes for codes, _ in drawn.values()]))
-    lowest = merged(every_code, np.concatenate(same))
-    class_codes = np.unique(list(lowest.values()))
-    twin_pairs = np.concatenate([codes[near[font]] for font, (codes, _) in drawn.items()])
-    twin_pairs = np.array([[lowest[one], lowest[other]] for one, other in twin_pairs.tolist()], np.int64)
-    twin_pairs = twin_pairs[twin_pairs[:, 0] != twin_pairs[:, 1]]
-    ordered = twins_last(class_codes[preferred_order(class_codes)], twin_pairs)
+    pictures = [font_pictures(font) for font in REGULAR_FONTS]
+    near = [similar_pairs(font.unit_GP, TWINS) for font in pictures]
+    same = [font.code_G[pairs_at_least(font.unit_GP, pairs, SAME)] for font, pairs in zip(pictures, near, strict=True)]
+    lowest = merged(np.unique(np.concatenate([font.code_G for font in pictures])), np.concatenate(same))
     members: dict[int, list[int]] = {}
     for code, low in lowest.items():
         members.setdefault(low, []).append(code)
+    twins = [
+        font.code_G[np.concatenate([pairs, stretched_pairs(font)])] for font, pairs in zip(pictures, near, strict=True)
+    ]
+    class_twins = {(lowest[one], lowest[other]) for one, other in np.concatenate(twins).tolist()}
+    codes = np.array(list(members), np.int64)
+    ordered = twins_last(codes[preferred_order(codes)], class_twins)
     return GlyphClasses(
         codepoints=tuple(ordered.tolist()),
         members=tuple(tuple(members[code]) for code in ordered.tolist()),
-        unit_CP=mean_pictures(ordered, drawn),
+        unit_CP=mean_pictures(ordered, pictures),
     )
+
+
+def stretched_pairs(font: FontPictures) -> np.ndarray:
+    """int64 [pairs, 2]: characters of similar aspect whose stretched pictures are near twins."""
+    pair_E2 = similar_pairs(font.stretched_GP, STRETCHED_TWINS)
+    log_aspect_E2 = np.log(font.aspect_G)[pair_E2]
+    return pair_E2[np.abs(log_aspect_E2[:, 0] - log_aspect_E2[:, 1]) < np.log(ASPECT_SPREAD)]
 
 
 def pairs_at_least(picture_GP: np.ndarray, pair_E2: np.ndarray, threshold: float) -> np.ndarray:
@@ -222,12 +261,12 @@ def pairs_at_least(picture_GP: np.ndarray, pair_E2: np.ndarray, threshold: float
     return pair_E2[(one_EP * other_EP).sum(axis=1) >= threshold * norm_E]
 
 
-def mean_pictures(code_C: np.ndarray, drawn: dict[str, tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+def mean_pictures(code_C: np.ndarray, pictures: list[FontPictures]) -> np.ndarray:
     """uint8 [C, P]: the mean unit picture of each class over the regular fonts that have it."""
     total_CP = np.zeros((len(code_C), UNIT_SIDE**2), np.float32)
     count_C = np.zeros(len(code_C), np.float32)
-    for codes, pictures in drawn.values():
-        here_C = np.isin(code_C, codes)
-        total_CP[here_C] += pictures[np.searchsorted(codes, code_C[here_C])]
+    for font in pictures:
+        here_C = np.isin(code_C, font.code_G)
+        total_CP[here_C] += font.unit_GP[np.searchsorted(font.code_G, code_C[here_C])]
         count_C += here_C
     return np.round(total_CP / count_C[:, None]).astype(np.uint8)
