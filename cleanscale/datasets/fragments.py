@@ -14,14 +14,15 @@ from cleanscale.datasets.inputs import (
     Plan,
     Rows,
     asked_columns,
-    ingest_columns,
 )
 from cleanscale.datasets.parquet_format import PARQUET_SUFFIXES, plan_parquet, read_parquet
 from cleanscale.datasets.settings import DataSettings
+from cleanscale.datasets.tsv_format import count_tsv, plan_tsv, read_tsv
+from cleanscale.datasets.webdataset_format import count_webdataset, plan_webdataset, read_webdataset
 from cleanscale.errors import DataError
 from cleanscale.storage import uris
 
-__all__ = ["COLUMNS", "Fragment", "Plan", "Rows", "count_rows", "ingest_columns", "plan_fragments", "read_fragment"]
+__all__ = ["COLUMNS", "Fragment", "Plan", "Rows", "count_rows", "plan_fragments", "read_fragment"]
 
 _SUFFIXES = {
     "parquet": PARQUET_SUFFIXES,
@@ -52,8 +53,10 @@ def plan_fragments(data_uri: str, settings: DataSettings, workspace_uri: str) ->
         plan = plan_parquet(files, settings, fingerprint)
     elif kind == "folder":
         plan = plan_folder(data_uri, files, settings, workspace_uri, fingerprint)
+    elif kind == "webdataset":
+        plan = plan_webdataset(files, settings, fingerprint)
     else:
-        raise DataError(f"--data.format {kind} is not built yet; expected parquet or folder; convert the data")
+        plan = plan_tsv(files, settings, fingerprint)
     if not plan.fragments:
         raise DataError(f"no rows in the {len(files)} files at '{data_uri}'; expected at least one; check the place")
     return plan
@@ -61,6 +64,10 @@ def plan_fragments(data_uri: str, settings: DataSettings, workspace_uri: str) ->
 
 def count_rows(fragment: Fragment) -> list[Fragment]:
     """The fragment with its rows counted, cut into several when it is large; for `Plan.with_counts`."""
+    if fragment.format == "webdataset":
+        return count_webdataset(fragment)
+    if fragment.format == "tsv":
+        return count_tsv(fragment)
     return [fragment]
 
 
@@ -79,6 +86,10 @@ def read_fragment(
     wanted = asked_columns(columns)
     if fragment.format in ("parquet", "features"):
         return read_parquet(fragment, settings, wanted, rows)
+    if fragment.format == "webdataset":
+        return read_webdataset(fragment, settings, wanted, rows)
+    if fragment.format == "tsv":
+        return read_tsv(fragment, wanted, rows)
     return read_folder(fragment, wanted, rows)
 
 

@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cleanscale.datasets.settings import DataSettings
 from cleanscale.errors import DataError
 
 # About this many rows make a fragment: a task of seconds, small against a worker's memory.
@@ -71,6 +70,11 @@ class Plan:
     feature_width: int | None = None
 
     @property
+    def light_columns(self) -> tuple[str, ...]:
+        """What ingestion reads: every column but images and features."""
+        return tuple(name for name in self.columns if name not in ("image", "feature"))
+
+    @property
     def counted(self) -> bool:
         """Whether every fragment knows its rows; if not, map `count_rows` over the fragments, then `with_counts`."""
         return all(fragment.num_rows >= 0 for fragment in self.fragments)
@@ -113,14 +117,18 @@ class Plan:
 
 
 def number(fragments: Iterator[Fragment] | Sequence[Fragment]) -> tuple[Fragment, ...]:
-    """Fragments with index and row_start set in order; fragments without rows are left out."""
+    """Fragments with index, row_start and first row in their file set in order; those without rows are left out."""
     numbered: list[Fragment] = []
     row = 0
+    file_rows: dict[str, int] = {}
     for fragment in fragments:
         if fragment.num_rows == 0:
             continue
-        numbered.append(replace(fragment, index=len(numbered), row_start=row))
+        file_row = file_rows.get(fragment.uri, 0)
+        detail = fragment.detail | {"file_row": file_row}
+        numbered.append(replace(fragment, index=len(numbered), row_start=row, detail=detail))
         row += max(fragment.num_rows, 0)
+        file_rows[fragment.uri] = file_row + max(fragment.num_rows, 0)
     return tuple(numbered)
 
 
@@ -199,9 +207,3 @@ def asked_columns(columns: Sequence[str], plan_columns: Sequence[str] | None = N
     missing = [name for name in wanted if name not in known]
     assert not missing, f"columns {missing} are not among {known}"
     return wanted
-
-
-def ingest_columns(settings: DataSettings) -> tuple[str, ...]:
-    """What ingestion reads: everything but images and features."""
-    optional = [name for name in ("true_label", "verified") if getattr(settings, name) is not None]
-    return ("id", "label", *optional, "source", "fault")

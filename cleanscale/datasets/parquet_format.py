@@ -54,7 +54,7 @@ def plan_parquet(files: Sequence[uris.StoredFile], settings: DataSettings, finge
     widths.discard(None)
     if kind == "features" and len(widths) > 1:
         raise DataError(
-            f"features of {sorted(filter(None, widths))} numbers in one data set; expected one width; extract them alike"
+            f"features of {sorted(filter(None, widths))} numbers in one data set; expected one; extract them alike"
         )
     pieces = (piece for file, footer in zip(files, footers, strict=True) for piece in _cut(file, footer[0], kind))
     return Plan(kind, number(pieces), _available(kind, settings), names, fingerprint, next(iter(widths), None))
@@ -81,7 +81,7 @@ def read_parquet(
             if leaves
             else _without_columns(len(position_N) + int(position_N[0]) + detail["skip"])
         )
-        with _readable(fragment.uri):
+        with uris.translate_errors(fragment.uri), _readable(fragment.uri):
             for batch_position_N, batch in _wanted(batches, position_N, detail["skip"]):
                 values = _values(batch, path, detail["file_row"] + batch_position_N, columns, settings)
                 yield output_table(fragment, batch_position_N, columns, values)
@@ -112,7 +112,9 @@ def _without_columns(num_rows: int) -> Iterator[pa.RecordBatch]:
 def _readable(uri: str) -> Iterator[None]:
     try:
         yield
-    except (pa.ArrowInvalid, OSError) as error:
+    except (FileNotFoundError, PermissionError, TimeoutError, ConnectionError):
+        raise  # not the file's fault: uris.translate_errors speaks of the place
+    except (pa.ArrowException, OSError) as error:
         raise DataError(
             f"'{uri}' cannot be read as Parquet ({_short(error)}); expected an intact Parquet file; copy it again"
         ) from error
@@ -123,7 +125,7 @@ def _opened(uri: str, group_bytes: int) -> Iterator[pq.ParquetFile]:
     filesystem, path = uris.arrow_filesystem(uri)
     remote = not uris.is_local(uri)
     prefetch = remote and group_bytes <= _PREFETCH_BYTES
-    with _readable(uri), uris.translate_errors(uri):
+    with uris.translate_errors(uri), _readable(uri):
         file = pq.ParquetFile(
             path, filesystem=filesystem, pre_buffer=prefetch, buffer_size=0 if prefetch or not remote else 8 << 20
         )
@@ -142,24 +144,21 @@ def _cut(file: uris.StoredFile, metadata: pq.FileMetaData, kind: str) -> Iterato
     A range inside a row group is found by reading over what precedes it (Parquet's pages carry no usable index in
     pyarrow), so groups are split only when they hold more than two fragments' worth.
     """
-    together: list[tuple[int, int, int, int]] = []  # group, rows, bytes, row in file
+    together: list[tuple[int, int, int]] = []  # group, rows, bytes
 
-    def fragment(groups: list[tuple[int, int, int, int]], skip: int, num_rows: int) -> Fragment:
+    def fragment(groups: list[tuple[int, int, int]], skip: int, num_rows: int) -> Fragment:
         detail = {
             "path": file.path,
             "group_start": groups[0][0],
             "group_stop": groups[-1][0] + 1,
             "skip": skip,
-            "file_row": groups[0][3] + skip,
             "bytes": sum(group[2] for group in groups),
         }
         return Fragment(-1, kind, file.uri, -1, num_rows, detail)
 
-    file_row = 0
     for index in range(metadata.num_row_groups):
         group = metadata.row_group(index)
-        here = (index, group.num_rows, group.total_byte_size, file_row)
-        file_row += group.num_rows
+        here = (index, group.num_rows, group.total_byte_size)
         rows_together = sum(one[1] for one in together)
         bytes_together = sum(one[2] for one in together)
         if together and (rows_together + here[1] > FRAGMENT_ROWS or bytes_together + here[2] > FRAGMENT_BYTES):

@@ -49,7 +49,14 @@ def open_filesystem(uri: str) -> tuple[Any, str]:
     if protocol in ("s3", "s3a"):
         options = _s3_options()
     with translate_errors(uri):
-        filesystem, path = url_to_fs(uri, **options)
+        try:
+            filesystem, path = url_to_fs(uri, **options)
+        except ValueError as error:
+            known = ", ".join(sorted(_COMMON & set(fsspec.available_protocols())))
+            raise DataError(
+                f"'{uri}' has no usable scheme ({_first_line(error)}); expected a local path or one of {known}; "
+                "correct it"
+            ) from error
     if protocol in ("s3", "s3a"):
         filesystem.retries = S3_ATTEMPTS  # s3fs has no option for it; its 5 tries multiply botocore's
     return filesystem, path
@@ -207,9 +214,7 @@ def arrow_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
 def open_read(uri: str, block_bytes: int = 1 << 20) -> Iterator[Any]:
     """A seekable binary file for reading; `block_bytes` is what a remote read fetches ahead."""
     filesystem, path = open_filesystem(uri)
-    with translate_errors(uri):
-        handle = filesystem.open(path, "rb", block_size=block_bytes)
-    with handle:
+    with translate_errors(uri), filesystem.open(path, "rb", block_size=block_bytes) as handle:
         yield handle
 
 
@@ -227,9 +232,7 @@ def translate_errors(
             f"nothing found at '{uri}' ({_first_line(error)}); expected {expected}; check the spelling and, for an "
             "object store, that the bucket exists"
         ) from error
-    except (PermissionError, OSError, ValueError, ImportError) as error:
-        if isinstance(error, DataError):
-            raise
+    except (OSError, ImportError) as error:
         raise _as_data_error(uri, error, expected) from error
     except Exception as error:
         if not type(error).__module__.startswith(("botocore", "aiobotocore", "aiohttp", "s3fs", "fsspec")):
@@ -248,9 +251,6 @@ def _as_data_error(uri: str, error: Exception, expected: str) -> DataError:
     if isinstance(error, ImportError):
         remedy = "install the fsspec file system for it, or copy the data to a disk or S3"
         return DataError(f"no file system for '{uri}' is installed ({_first_line(error)}); expected one; {remedy}")
-    if isinstance(error, ValueError) and "Protocol not known" in str(error):
-        known = ", ".join(sorted(protocol for protocol in fsspec.available_protocols() if protocol in _COMMON))
-        return DataError(f"'{uri}' has an unknown scheme; expected a local path or one of {known}; correct the URI")
     if isinstance(error, (IsADirectoryError, NotADirectoryError)):
         return DataError(f"'{uri}' is {_first_line(error)}; expected {expected}; name the file or folder itself")
     if "Timeout" in kind or "Connect" in kind or "Endpoint" in kind or isinstance(error, (TimeoutError, OSError)):
