@@ -91,6 +91,7 @@ class _opened:  # noqa: N801 - used as a function
         self.image_bytes = image_bytes
 
     def __enter__(self) -> Image.Image:
+        Image.init()  # Pillow knows the formats named in `formats` only once all its plugins are loaded
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
