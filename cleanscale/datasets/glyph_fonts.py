@@ -11,6 +11,7 @@ import functools
 import importlib.util
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from fontTools.ttLib import TTFont
@@ -101,7 +102,8 @@ def render(font: str, code: int, pixels_per_em: int) -> Image.Image | None:
     box = mask.getbbox()
     if box is None:
         return None
-    return Image.frombytes("L", mask.size, bytes(mask)).crop(box)
+    covered: Any = mask  # iterable, which its type does not say
+    return Image.frombytes("L", mask.size, bytes(covered)).crop(box)
 
 
 def unit_picture(font: str, code: int) -> np.ndarray | None:
@@ -113,7 +115,8 @@ def unit_picture(font: str, code: int) -> np.ndarray | None:
     width, height = (max(1, round(side * scale)) for side in picture.size)
     top, left = (UNIT_SIDE - height) // 2, (UNIT_SIDE - width) // 2
     unit = np.zeros((UNIT_SIDE, UNIT_SIDE), np.uint8)
-    unit[top : top + height, left : left + width] = picture.resize((width, height), Image.Resampling.BILINEAR)
+    fitted = picture.resize((width, height), Image.Resampling.BILINEAR)
+    unit[top : top + height, left : left + width] = np.asarray(fitted)
     return unit
 
 
@@ -121,7 +124,7 @@ def unit_picture(font: str, code: int) -> np.ndarray | None:
 def characters_of(font: str) -> frozenset[int]:
     """Characters that the font has a glyph for and that have a picture of their own."""
     with TTFont(font_path(font), lazy=True) as table:
-        mapped = table.getBestCmap()
+        mapped = table.getBestCmap() or {}
     return frozenset(code for code, glyph in mapped.items() if glyph != ".notdef" and has_picture(chr(code)))
 
 

@@ -56,7 +56,9 @@ def look_alikes(unit_CP: np.ndarray, block: int = 1024) -> LookAlikes:
         likeness = picture_CP[start : start + block] @ picture_CP.T
         rows = np.arange(len(likeness))
         likeness[rows, start + rows] = -np.inf
-        best = np.argsort(-likeness, axis=1, kind="stable")[:, :many]
+        best = np.argpartition(-likeness, many - 1, axis=1)[:, :many]
+        by_likeness = np.argsort(-np.take_along_axis(likeness, best, axis=1), axis=1, kind="stable")
+        best = np.take_along_axis(best, by_likeness, axis=1)
         class_CL[start : start + len(best)] = best
         cosine_CL[start : start + len(best)] = np.take_along_axis(likeness, best, axis=1)
     share_CL = np.where(cosine_CL >= NEARLY_AS_LIKE * cosine_CL[:, :1], LOOK_ALIKE_SHARES[:many], 0.0)
