@@ -240,7 +240,7 @@ def _draw_detector(
         dot = {key: style[key] for key in ("color", "zorder")}
         own = {} if curve is not None else {"gid": name, "label": f"{label}   (decision only)"}
         marker = "o" if curve is not None else "D"
-        axes.plot(*point, marker, ms=6.5, markeredgecolor="white", clip_on=False, **dot, **own)
+        axes.plot(point[0], point[1], marker, ms=6.5, markeredgecolor="white", clip_on=False, **dot, **own)
 
 
 def _styles(names: list[str], main: str) -> dict[str, dict[str, Any]]:

@@ -20,6 +20,7 @@ from cleanscale.reporting import formats
 
 WIDTHS = (80, 120)
 _WORST_CLASSES = 8
+_PLACES = "Where the files are"
 # A class is listed by its share of wrong labels only when it has images enough for a share to mean something.
 _FEWEST_IMAGES = 10
 _GROUPS = {"held_out_classes": "not verified", "verified_classes": "verified"}
@@ -101,12 +102,12 @@ def print_summary(console: Console, summary: Summary) -> None:
         ("How sure, where the truth is known (95 % intervals)", _how_sure(summary)),
         ("Accuracy on the test set, % (95 % intervals)", _accuracy(summary)),
         ("Rows left out", _rejected(summary)),
-        ("Where the files are", _places(summary)),
+        (_PLACES, _places(summary)),
     ):
         if content is not None:
             console.print()
             console.print(Text(heading, style="bold cyan"))
-            console.print(content)
+            console.print(content, soft_wrap=heading == _PLACES)  # a path on two lines cannot be copied
     console.print()
 
 
@@ -131,16 +132,17 @@ def _worst_classes(summary: Summary) -> RenderableType | None:
     enough_C = found.images_C >= min(_FEWEST_IMAGES, found.images_C.max(initial=0))
     share_C = np.where(enough_C, found.called_wrong_C / np.maximum(found.images_C, 1), -1.0)
     worst = np.lexsort((found.label_C, -share_C))[:_WORST_CLASSES]
-    worst = worst[found.called_wrong_C[worst] > 0]
+    worst = worst[share_C[worst] > 0]
     if not len(worst):
         return None
     table = _table("class", "called wrong", "images", "share", "expected wrong")
-    for at in worst:
+    for at in worst.tolist():
+        called, images = int(found.called_wrong_C[at]), int(found.images_C[at])
         table.add_row(
             Text(formats.shorten(_name(summary.class_names, int(found.label_C[at])), 36)),
-            f"{int(found.called_wrong_C[at]):,}",
-            f"{int(found.images_C[at]):,}",
-            formats.share(found.called_wrong_C[at], found.images_C[at]),
+            f"{called:,}",
+            f"{images:,}",
+            formats.share(called, images),
             f"{found.expected_wrong_C[at]:,.0f}",
         )
     return table
@@ -202,12 +204,8 @@ def _rejected(summary: Summary) -> RenderableType | None:
 def _places(summary: Summary) -> RenderableType | None:
     if not summary.places:
         return None
-    table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for what, where in summary.places.items():
-        table.add_row(Text(what), Text(where))
-    return table
+    width = max(len(what) for what in summary.places)
+    return Text("\n".join(f"{what:{width}}  {where}" for what, where in summary.places.items()))
 
 
 def _table(first: str, *others: str) -> Table:
