@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import warnings
@@ -10,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 # Decoders that do nothing but decode: others (EPS, PDF, ...) start programs or are not images of photographs.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 MAX_PIXELS = 178_956_970  # Pillow's own limit for a decompression bomb: 0.5 GB as RGB
 
 # JPEG is decoded at a power of two below the target's size times this, then resampled: as Pillow's thumbnail does.
@@ -61,7 +62,7 @@ def resize_and_crop(
     width, height = _resized_shape(image.width, image.height, size)
     if crop is None:
         return image if image.size == (width, height) else image.resize((width, height), resample)
-    left, top = round((width - crop) / 2.0), round((height - crop) / 2.0)
+    left, top = _centred(width, crop), _centred(height, crop)
     inside = (max(left, 0), max(top, 0), min(left + crop, width), min(top + crop, height))
     scale_x, scale_y = image.width / width, image.height / height
     box = (inside[0] * scale_x, inside[1] * scale_y, inside[2] * scale_x, inside[3] * scale_y)
@@ -95,7 +96,7 @@ class _opened:  # noqa: N801 - used as a function
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                image = Image.open(io.BytesIO(self.image_bytes), formats=FORMATS)
+                image = Image.open(io.BytesIO(self.image_bytes), formats=_formats())
         except Exception as error:
             raise _unreadable(error) from error
         if image.width * image.height > MAX_PIXELS:
@@ -109,6 +110,12 @@ class _opened:  # noqa: N801 - used as a function
             raise _unreadable(error) from error
 
 
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)  # some builds of Pillow lack some
+
+
 def _unreadable(error: Exception) -> UnreadableImage:
     text = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
     if "cannot identify" in text:
@@ -117,7 +124,7 @@ def _unreadable(error: Exception) -> UnreadableImage:
 
 
 def _draft(image: Image.Image, at_least: int) -> None:
-    if image.format == "JPEG":
+    if image.format in ("JPEG", "MPO"):
         scale = at_least / min(image.size)
         image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))  # type: ignore[arg-type]
 
@@ -150,6 +157,11 @@ def _from_wide_grey(image: Image.Image) -> Image.Image:
     grey_HW = np.clip(grey_HW, 0, 65535)
     small_HW = ((grey_HW * 255 + 32767) // 65535).astype(np.uint8)
     return Image.fromarray(small_HW).convert("RGB")
+
+
+def _centred(side: int, crop: int) -> int:
+    """Where the crop begins; negative: so much padding comes before the image. Rounded as torchvision does."""
+    return round((side - crop) / 2.0) if side >= crop else -((crop - side) // 2)
 
 
 def _resized_shape(width: int, height: int, size: int) -> tuple[int, int]:

@@ -171,8 +171,9 @@ def test_a_silent_endpoint_ends_soon(monkeypatch: pytest.MonkeyPatch) -> None:
         began = time.monotonic()
         with pytest.raises(DataError, match=r"s3://bucket/x"):
             uris.list_files("s3://bucket/x")
-    # 0.5 s here is 10 s by default: 60 s are 3 s
-    assert time.monotonic() - began < 6
+    # s3fs tries each of botocore's attempts again; what is left of the minute is for the waits between
+    assert time.monotonic() - began < 30
+    assert uris.S3_ATTEMPTS**2 * 10 + 10 < 60
 
 
 def test_missing_credentials_say_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -182,5 +183,5 @@ def test_missing_credentials_say_so(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    with pytest.raises(DataError, match=r"s3://bucket/x"):
+    with pytest.raises(DataError, match=r"no credentials for 's3://bucket/x'.*AWS_ACCESS_KEY_ID"):
         uris.list_files("s3://bucket/x")
