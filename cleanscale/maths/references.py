@@ -229,7 +229,8 @@ def _lloyd(
             moved = np.flatnonzero(changed_BN[b])
             step_Km = _one_hot(cluster_BN[b, moved], per_class) - _one_hot(before_BN[b, moved], per_class)
             sums_BKN[b] += step_Km @ gram_BNN[b, moved]
-    cost_BKN[np.broadcast_to(~valid_BN[:, None], cost_BKN.shape)] = np.inf
+    square_BN = np.diagonal(gram_BNN, axis1=1, axis2=2)
+    cost_BKN += np.where(valid_BN, square_BN, np.inf)[:, None]  # now squared distances
     return [
         _centroids(points_BND[b], cluster_BN[b], valid_BN[b], cost_BKN[b], mean_B1D[b]) for b in range(len(points_BND))
     ]

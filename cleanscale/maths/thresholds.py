@@ -6,12 +6,12 @@ import numpy as np
 
 
 def best_threshold(
-    score_N: np.ndarray, right_N: np.ndarray, class_N: np.ndarray, *, prefer: float | None = None
+    score_N: np.ndarray, right_N: np.ndarray, class_N: np.ndarray, *, prefer: float = 0.0
 ) -> tuple[float, float]:
     """(threshold, error) that minimise the mean over classes of the error of "right iff score >= threshold".
 
-    Every threshold is considered, in O(N log N). Of equally good ones: the nearest to `prefer`, otherwise the middle
-    of the widest gap. Scores must be finite; N >= 1.
+    Every threshold is considered, in O(N log N). Of equally good ones: the middle of the widest gap between
+    scores; where only thresholds beyond all scores are best, the one nearest to `prefer`. Scores are finite; N >= 1.
     """
     order = np.argsort(score_N, kind="stable")
     score_N = np.asarray(score_N, np.float64)[order]
@@ -26,28 +26,23 @@ def best_threshold(
     low_G = np.concatenate([[-np.inf], value_V])  # thresholds in (low, high] give error_G
     high_G = np.concatenate([value_V, [np.inf]])
     best = np.flatnonzero(error_G <= error_G.min() + 1e-12)
-    if prefer is not None:
-        at = best[np.maximum(np.maximum(low_G[best] - prefer, prefer - high_G[best]), 0).argmin()]
-        wanted = prefer
-    else:
-        gap_B = np.where(np.isfinite(high_G[best] - low_G[best]), high_G[best] - low_G[best], -1)
-        at = best[gap_B.argmax()]
-        wanted = (low_G[at] + high_G[at]) / 2
+    gap_G = np.where(np.isfinite(low_G) & np.isfinite(high_G), high_G - low_G, 0)
+    at = best[gap_G[best].argmax()]
+    wanted = (low_G[at] + high_G[at]) / 2 if gap_G[at] > 0 else prefer
     return _inside(wanted, low_G[at], high_G[at]), float(error_G[at])
 
 
 def _inside(wanted: float, low: float, high: float) -> float:
-    """A float in (low, high] near `wanted` that is also above `low` when it is compared in float32."""
-    if low < np.float32(wanted) <= high:
-        return float(np.float32(wanted))
-    return float(high if np.isfinite(high) else np.nextafter(np.float32(low), np.float32(np.inf)))
+    """The float in (low, high] nearest `wanted` that is also above `low` when it is compared in float32."""
+    above_low = np.nextafter(np.float32(low), np.float32(np.inf)) if np.isfinite(low) else low
+    return float(min(max(np.float32(wanted), above_low), high))
 
 
 def choose_delta(cosine_N: np.ndarray, verified_N: np.ndarray, label_N: np.ndarray, *, rho: float = 0.1) -> float:
     """CleanNet's delta (Eq. 11): one for all classes, from cosines cross-fitted over class folds (NaN: no cosine).
 
-    Images without a verification label or without a cosine are left out. Among equally good deltas, and where nothing
-    is verified, the one nearest to the margin `rho`, which is where training pushes the wrong ones below.
+    Images without a verification label or without a cosine are left out. Where nothing is verified, delta is the margin
+    `rho`, which training pushes wrong images below; where nothing wrong (right) is, the delta nearest to it.
     """
     used_N = (np.asarray(verified_N) >= 0) & np.isfinite(cosine_N)
     if not used_N.any():

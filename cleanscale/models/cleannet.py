@@ -15,7 +15,7 @@ from torch import nn
 
 from cleanscale.errors import DataError
 
-Transform = Literal["none", "log1p", "standardise"]
+Transform = Literal["none", "log1p", "centre", "standardise"]
 
 
 class CleanNet(nn.Module):
@@ -34,7 +34,7 @@ class CleanNet(nn.Module):
         embedding: int = 128,
         activation: Literal["tanh", "relu"] = "tanh",
         activate_outputs: bool = False,
-        transform: Transform = "standardise",
+        transform: Transform = "centre",
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -73,7 +73,10 @@ class CleanNet(nn.Module):
         self.register_buffer("scale_D", torch.ones(num_features))
 
     def set_standardisation(self, mean_D: torch.Tensor, deviation_D: torch.Tensor) -> None:
-        """Mean and standard deviation that `standardise` takes away and divides by; constant features become 0."""
+        """Mean and deviation of each feature. `standardise` divides by each deviation, `centre` by their root mean
+        square, which keeps what principal components know: that the last ones are mostly noise."""
+        if self.config["transform"] == "centre":
+            deviation_D = deviation_D.square().mean().sqrt().expand_as(mean_D)
         self.shift_D.copy_(mean_D)
         self.scale_D.copy_(torch.where(deviation_D > 1e-6, 1 / deviation_D.clamp_min(1e-6), torch.zeros_like(mean_D)))
 
@@ -83,7 +86,7 @@ class CleanNet(nn.Module):
         transform = self.config["transform"]
         if transform == "log1p":
             return feature_XD.sign() * feature_XD.abs().log1p()
-        return (feature_XD - self.shift_D) * self.scale_D if transform == "standardise" else feature_XD
+        return feature_XD if transform == "none" else (feature_XD - self.shift_D) * self.scale_D
 
     def embed_classes(self, reference_SKD: torch.Tensor, real_SK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Eq. 2-4: class embeddings [S, E] and attention [S, K], whose rows sum to 1.

@@ -101,7 +101,7 @@ def _new_model(
         transform=settings.transform,
         dropout=settings.dropout,
     )
-    if settings.transform == "standardise":
+    if settings.transform in ("centre", "standardise"):
         model.set_standardisation(*_moments(feature_ND, verified_N, workers))
     return model
 
@@ -182,7 +182,7 @@ def _optimizer(
     if settings.optimizer == "sgd":
         optimizer = torch.optim.SGD(parameters, rate, momentum=0.9, weight_decay=decay)
     else:
-        optimizer = torch.optim.AdamW(parameters, rate, weight_decay=decay)
+        optimizer = torch.optim.AdamW(parameters, rate, weight_decay=decay, fused=True)
     if settings.decay_at:
         return optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, list(settings.decay_at), 0.1)
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)

@@ -73,8 +73,8 @@ class CleanNetSettings(BaseModel):
     weight_decay: float = Field(1e-4, ge=0, description="Weight decay.")
     clip: float = Field(0.0, ge=0, description="Largest gradient norm; 0 does not clip.")
     bf16: bool = Field(False, description="Encode in bfloat16 on a GPU.")
-    transform: Literal["none", "log1p", "standardise"] = Field(
-        "standardise", description="What is done to features before the encoders; saved with the model."
+    transform: Literal["none", "log1p", "centre", "standardise"] = Field(
+        "centre", description="What is done to features before the encoders; saved with the model."
     )
     reference_widths: tuple[int, int] = Field((256, 256), description="Widths of the reference encoder's two layers.")
     query_width: int = Field(256, ge=1, description="Width of the query encoder's hidden layers.")
