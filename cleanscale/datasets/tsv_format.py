@@ -171,5 +171,7 @@ def _layout(file: uris.StoredFile) -> tuple[tuple[str, ...], int] | None:
     width = Counter(row[-1].count(",") + 1 for row in rows).most_common(1)[0][0]
     if num_columns != 4:
         return _LAYOUTS[num_columns], width
-    is_verification = all(row[2].strip() in ("-1", "0", "1") for row in rows)
+    # by most lines: one wrong value must not turn verification labels into class names
+    has_url = 2 * sum("://" in row[1] for row in rows) > len(rows)
+    is_verification = not has_url and 2 * sum(row[2].strip() in ("-1", "0", "1") for row in rows) > len(rows)
     return _LAYOUTS["verified" if is_verification else "url"], width

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import zlib
@@ -164,14 +165,12 @@ def test_random_damage_is_unreadable_or_decoded_and_nothing_else() -> None:
         for _ in range(40):
             damaged = content.copy()
             damaged[rng.integers(0, len(damaged), 8)] = rng.integers(0, 256, 8)
-            try:
+            with contextlib.suppress(UnreadableImage):
                 assert decode(damaged.tobytes()).ndim == 3
-            except UnreadableImage:
-                pass
 
 
 def test_a_decompression_bomb_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    bomb = encode(Image.new("1", (20_000, 20_000)), "PNG")
+    bomb = encode(Image.new("1", (14_000, 14_000)), "PNG")
     assert len(bomb) < 100_000
     with pytest.raises(UnreadableImage, match=r"pixels"):
         decode(bomb)
