@@ -1,10 +1,11 @@
 """Classifier heads on features: linear or one hidden layer, with the features' standardisation inside.
 
-# N images, D feature width, H hidden width, C classes, M candidate classes of one image
+# N images, D feature width, H hidden width, C classes, B batch
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -47,19 +48,44 @@ class Head(nn.Module):
         """Logits [N, C]."""
         return self.output(self.embed(feature_ND))
 
-    def candidate_logits(self, feature_ND: torch.Tensor, candidate_NM: torch.Tensor) -> torch.Tensor:
-        """Logits of the named classes alone, [N, M]: a gather and dot products, without the N x C matrix."""
-        embedded_NH = self.embed(feature_ND)
-        weight_NMH = self.output.weight[candidate_NM]
-        return torch.einsum("nh,nmh->nm", embedded_NH, weight_NMH) + self.output.bias[candidate_NM]
+    def frozen(self) -> FrozenHead:
+        """The head as arrays, for scoring."""
+        state = {name: value.detach().float().cpu().numpy() for name, value in self.state_dict().items()}
+        return FrozenHead(
+            state["mean_D"],
+            state["scale_D"],
+            state.get("hidden.weight"),
+            state.get("hidden.bias"),
+            state["output.weight"],
+            state["output.bias"],
+        )
 
 
-@torch.no_grad()
-def predict(head: Head, feature_ND: np.ndarray, *, batch: int = 4096, device: str = "cpu") -> np.ndarray:
-    """Log-probabilities float32 [N, C], in batches; leaves the head in evaluation mode."""
-    head.eval().to(device)
-    log_probability_NC = np.empty((len(feature_ND), head.config["num_classes"]), np.float32)
-    for start in range(0, len(feature_ND), batch):
-        x_BD = torch.from_numpy(np.ascontiguousarray(feature_ND[start : start + batch])).to(device)
-        log_probability_NC[start : start + batch] = head(x_BD).log_softmax(1).cpu().numpy()
-    return log_probability_NC
+@dataclass(frozen=True)
+class FrozenHead:
+    """A fitted head as float32 arrays: what tasks that score shards get."""
+
+    mean_D: np.ndarray
+    scale_D: np.ndarray
+    hidden_HD: np.ndarray | None
+    hidden_bias_H: np.ndarray | None
+    weight_CH: np.ndarray
+    bias_C: np.ndarray
+
+    def embed(self, feature_BD: np.ndarray) -> np.ndarray:
+        """float32 [B, H]: what the output layer sees."""
+        x_BD = (feature_BD.astype(np.float32) - self.mean_D) * self.scale_D
+        if self.hidden_HD is None:
+            return x_BD
+        x_BH = x_BD @ self.hidden_HD.T
+        x_BH += self.hidden_bias_H
+        return np.maximum(x_BH, 0, out=x_BH)
+
+    def log_probability(self, feature_ND: np.ndarray, *, batch: int = 8192) -> np.ndarray:
+        """float32 [N, C]: for few classes, and for the classifier's own evaluation."""
+        log_probability_NC = np.empty((len(feature_ND), len(self.bias_C)), np.float32)
+        for start in range(0, len(feature_ND), batch):
+            logit_BC = self.embed(feature_ND[start : start + batch]) @ self.weight_CH.T + self.bias_C
+            logit_BC -= logit_BC.max(axis=1, keepdims=True)
+            log_probability_NC[start : start + batch] = logit_BC - np.log(np.exp(logit_BC).sum(axis=1, keepdims=True))
+        return log_probability_NC

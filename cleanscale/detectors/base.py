@@ -1,0 +1,127 @@
+"""What a detector gets and gives: evidence in, decisions out.
+
+A detector is fitted on the evidence of verified images (out of fold: whatever in it was fitted on verification labels
+must be cross-fitted over class folds) and then decides about any images. The fitted one is numbers only, and goes
+through `to_dict` and `from_dict` to a file and to tasks.
+
+# N images
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from cleanscale.errors import DataError
+from cleanscale.maths.calibration import sigmoid
+from cleanscale.maths.keyed_random import folds_of_classes
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Signals about images and their noisy labels; `maths.evidence` says how most of them are made."""
+
+    row_N: np.ndarray  # int64
+    label_N: np.ndarray  # int32: noisy labels, gaps allowed
+    signals: dict[str, np.ndarray]  # each float32 [N]
+
+    def __len__(self) -> int:
+        return len(self.row_N)
+
+    def select(self, chosen: np.ndarray) -> Evidence:
+        """The evidence of some images, by mask or by position."""
+        return Evidence(
+            self.row_N[chosen], self.label_N[chosen], {name: value[chosen] for name, value in self.signals.items()}
+        )
+
+    def signal(self, name: str) -> np.ndarray:
+        """float32 [N]. Raises DataError when the evidence has no such signal or it is not finite."""
+        if name not in self.signals:
+            raise DataError(
+                f"the evidence has no signal '{name}', only {sorted(self.signals)}; expected what the detector needs; "
+                "make the evidence again with this detector named"
+            )
+        value_N = self.signals[name]
+        if not np.isfinite(value_N).all():
+            raise DataError(
+                f"signal '{name}' is not finite for {int((~np.isfinite(value_N)).sum())} of {len(value_N)} images; "
+                "expected numbers; make the features and the evidence again"
+            )
+        return value_N
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a detector says."""
+
+    score_N: np.ndarray  # float32: higher where the label is more likely right; the scale is the detector's own
+    probability_correct_N: np.ndarray | None  # float32 in [0, 1], calibrated on verification labels; None: has none
+    mislabeled_N: np.ndarray  # bool
+
+
+class FittedDetector(Protocol):
+    def decide(self, evidence: Evidence) -> Decision: ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """Numbers, strings, lists and dicts: what JSON can hold."""
+        ...
+
+
+class Fit(Protocol):
+    def __call__(self, verified: Evidence, verified_N: np.ndarray, *, class_folds: int, seed: int) -> FittedDetector:
+        """Fitted on verified images; `verified_N` holds 1 for right and 0 for wrong. No images at all are allowed."""
+        ...
+
+
+@dataclass(frozen=True)
+class Detector:
+    """An entry of the registry."""
+
+    name: str
+    fit: Fit
+    from_dict: Callable[[dict[str, Any]], FittedDetector]
+    signals: Sequence[str]  # what its evidence must hold
+
+
+@dataclass(frozen=True)
+class ScoreRule:
+    """Right iff one signal is at least `threshold`; probability by a logistic curve, where there is one."""
+
+    signal: str
+    threshold: float
+    slope: float | None = None
+    intercept: float | None = None
+
+    def decide(self, evidence: Evidence) -> Decision:
+        score_N = evidence.signal(self.signal)
+        probability_N = None
+        if self.slope is not None and self.intercept is not None:
+            probability_N = sigmoid(self.slope * score_N + self.intercept).astype(np.float32)
+        return Decision(score_N.astype(np.float32), probability_N, score_N < self.threshold)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "signal": self.signal,
+            "threshold": self.threshold,
+            "slope": self.slope,
+            "intercept": self.intercept,
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ScoreRule:
+        return cls(**values)
+
+
+def class_fold_masks(label_N: np.ndarray, class_folds: int, seed: int) -> list[np.ndarray]:
+    """bool [N] of each class fold (contracts.md, the class-fold protocol); none when there are fewer than two classes.
+
+    The folds are those of `training.cleannet.cross_fitted_relevance` with the same seed and number of folds.
+    """
+    label_C, class_N = np.unique(label_N, return_inverse=True)
+    if len(label_C) < 2:
+        return []
+    fold_N = folds_of_classes(seed, label_C, min(class_folds, len(label_C)))[class_N]
+    return [fold_N == fold for fold in range(fold_N.max() + 1)]

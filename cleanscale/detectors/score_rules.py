@@ -1,0 +1,27 @@
+"""Fitting detectors that compare one signal with a threshold chosen on verification labels."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cleanscale.detectors.base import Detector, Evidence, ScoreRule
+from cleanscale.maths.calibration import fit_platt
+from cleanscale.maths.thresholds import best_threshold
+
+
+def threshold_detector(name: str, signal: str, *, unverified_threshold: float) -> Detector:
+    """Right iff `signal` >= threshold; the threshold that errs least on the verified images, mean over classes.
+
+    One threshold from one signal, which itself saw no verification label, needs no class folds. Without verification
+    labels it is `unverified_threshold`, and there is no probability.
+    """
+
+    def fit(verified: Evidence, verified_N: np.ndarray, *, class_folds: int, seed: int) -> ScoreRule:
+        if len(verified) == 0:
+            return ScoreRule(signal, unverified_threshold)
+        score_N = verified.signal(signal)
+        right_N = np.asarray(verified_N) == 1
+        threshold, _ = best_threshold(score_N, right_N, verified.label_N, prefer=unverified_threshold)
+        return ScoreRule(signal, threshold, *fit_platt(score_N, right_N))
+
+    return Detector(name, fit, ScoreRule.from_dict, (signal,))

@@ -1,0 +1,380 @@
+"""Evidence: signals about one image and its noisy label that mean the same in every class.
+
+What they are made of is out of fold: the heads that score an image have not been trained on it. Per class shard,
+in three steps that exchange sums only:
+
+1. `own_log_probability` and `class_sums`; summed over shards they give `denoised_prototypes`;
+2. `image_signals`: log-probability, margin, rank, entropy, cosine to the prototype and its margin, best other class;
+3. `class_signals`: the same relative to the other images of the class, and class means.
+
+Step 3 needs all images of a class together, but only their few signals. The signals of an image do not depend on the
+number of shards. With few classes all of them are compared; with many, only the candidates of each image and a sampled
+tail that stands for the others, so that an image costs the same however many classes there are.
+
+# N images, C classes (numbered from 0), D feature width, M candidates, S sampled tail, B block, K compared classes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from cleanscale.maths.keyed_random import Purpose, folds_of_rows, generator
+
+Signals = dict[str, np.ndarray]  # each float32 [N]
+
+IMAGE_SIGNALS = ("log_probability", "margin", "log_rank", "entropy", "cosine", "cosine_margin")
+RANKED_SIGNALS = ("log_probability", "margin", "entropy", "cosine", "cosine_margin")
+CLASS_SIGNALS = (
+    *(f"{name}_in_class" for name in RANKED_SIGNALS),
+    *(f"{name}_class_mean" for name in (*RANKED_SIGNALS, "probability", "agreement")),
+    "class_log_images",
+)
+SIGNALS = (*IMAGE_SIGNALS, *CLASS_SIGNALS)
+
+BLOCK_VALUES = 1 << 22  # float32 values of one block of rows: 16 MiB
+
+
+class Scorer(Protocol):
+    """A classifier head whose logits are embed(feature) . weight + bias (`models.heads.FrozenHead`)."""
+
+    @property
+    def weight_CH(self) -> np.ndarray: ...
+    @property
+    def bias_C(self) -> np.ndarray: ...
+    def embed(self, feature_BD: np.ndarray) -> np.ndarray:
+        """float32 [B, H]"""
+        ...
+
+
+@dataclass(frozen=True)
+class OutOfFold:
+    """Heads of which `scorers[f]` has not seen the rows of fold f, and the seed of those folds."""
+
+    scorers: Sequence[Scorer]
+    seed: int
+
+    def own_and_others(
+        self, feature_BD: np.ndarray, row_B: np.ndarray, class_B: np.ndarray, others: Others
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Logits [B] of the own class and [B, K] of the others, each row by the head that has not seen it."""
+        own_B = np.empty(len(row_B), np.float32)
+        other_BK = np.empty(others.log_count_BK.shape, np.float32)
+        fold_B = folds_of_rows(self.seed, row_B, len(self.scorers))
+        for fold, scorer in enumerate(self.scorers):
+            at = np.flatnonzero(fold_B == fold)
+            if len(at):
+                embedded_XH = scorer.embed(feature_BD[at])
+                own_B[at] = _dot(embedded_XH, scorer.weight_CH, class_B[at, None])[:, 0] + scorer.bias_C[class_B[at]]
+                bias_XK = scorer.bias_C if others.candidate_BM is None else scorer.bias_C[others.classes(at)]
+                other_BK[at] = others.products(embedded_XH, scorer.weight_CH, at) + bias_XK
+        return own_B, other_BK
+
+
+@dataclass(frozen=True)
+class ClassSums:
+    """What a shard adds to the prototypes of its classes; sums of several shards add up."""
+
+    weight_C: np.ndarray  # float64: sum over images of the out-of-fold probability of their noisy label
+    direction_CD: np.ndarray  # float64: the same sum, times the image's centred feature of length 1
+
+    def __add__(self, other: ClassSums) -> ClassSums:
+        return ClassSums(self.weight_C + other.weight_C, self.direction_CD + other.direction_CD)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Which classes the images of a shard are compared with: all, or candidates and a sampled tail.
+
+    The classes of the tail stand for all those that are neither candidates nor the own class (importance weights);
+    they are drawn anew for each seed and are the same for all images.
+    """
+
+    num_classes: int
+    candidate_NM: np.ndarray | None = None  # int; may hold the own class and repetitions; -1 where there is none
+    tail_S: np.ndarray | None = None
+
+    @classmethod
+    def candidates(cls, candidate_NM: np.ndarray, num_classes: int, *, tail: int, seed: int) -> Compared:
+        random = generator(seed, Purpose.CANDIDATES)
+        tail_S = np.sort(random.choice(num_classes, min(tail, num_classes), replace=False))
+        return cls(num_classes, np.asarray(candidate_NM, np.int64), tail_S)
+
+    def blocks(self, images: int, width: int) -> Iterator[slice]:
+        """Rows to work on together; `width` of what is gathered for each candidate."""
+        each = self.num_classes if self.candidate_NM is None else self.candidate_NM.shape[1] * width
+        return _blocks(images, max(each, width))
+
+    def others(self, class_B: np.ndarray, rows: slice) -> Others:
+        if self.candidate_NM is None or self.tail_S is None:
+            log_count_BC = np.zeros((len(class_B), self.num_classes), np.float32)
+            log_count_BC[np.arange(len(class_B)), class_B] = -np.inf
+            return Others(log_count_BC)
+        candidate_BM = self.candidate_NM[rows]
+        near_BX = np.concatenate([class_B[:, None], candidate_BM], axis=1)
+        real_BM = (candidate_BM >= 0) & ~_seen_before(near_BX)[:, 1:]
+        real_BS = np.ones((len(class_B), len(self.tail_S)), bool)
+        at_BX = np.minimum(np.searchsorted(self.tail_S, near_BX), len(self.tail_S) - 1)
+        image, column = np.nonzero(self.tail_S[at_BX] == near_BX)
+        real_BS[image, at_BX[image, column]] = False
+        rest_B = self.num_classes - 1 - real_BM.sum(axis=1)
+        each_B = rest_B / np.maximum(real_BS.sum(axis=1), 1)
+        with np.errstate(divide="ignore"):
+            log_count_BK = np.log(np.concatenate([real_BM, real_BS * each_B[:, None]], axis=1, dtype=np.float32))
+        return Others(log_count_BK, np.maximum(candidate_BM, 0), self.tail_S)
+
+
+@dataclass(frozen=True)
+class Others:
+    """The classes that a block of images is compared with: all (column k is class k), or candidates, then the tail."""
+
+    log_count_BK: (
+        np.ndarray
+    )  # log of how many classes the column stands for; -inf: left out, as the own class always is
+    candidate_BM: np.ndarray | None = None
+    tail_S: np.ndarray | None = None
+
+    def classes(self, at_X: np.ndarray) -> np.ndarray:
+        """int [X, K]: the classes of the columns for some images of the block."""
+        if self.candidate_BM is None or self.tail_S is None:
+            return np.broadcast_to(np.arange(self.log_count_BK.shape[1]), (len(at_X), self.log_count_BK.shape[1]))
+        tail_XS = np.broadcast_to(self.tail_S, (len(at_X), len(self.tail_S)))
+        return np.concatenate([self.candidate_BM[at_X], tail_XS], axis=1)
+
+    def products(self, vector_XH: np.ndarray, class_CH: np.ndarray, at_X: np.ndarray) -> np.ndarray:
+        """[X, K] dot products of some images of the block with the vectors of their classes."""
+        if self.candidate_BM is None or self.tail_S is None:
+            return vector_XH @ class_CH.T
+        near_XM = _dot(vector_XH, class_CH, self.candidate_BM[at_X])
+        return np.concatenate([near_XM, vector_XH @ class_CH[self.tail_S].T], axis=1)
+
+
+def own_log_probability(
+    heads: OutOfFold, feature_ND: np.ndarray, class_N: np.ndarray, row_N: np.ndarray, compared: Compared
+) -> np.ndarray:
+    """float32 [N]: out-of-fold log-probability of the noisy label, above -30."""
+    own_N = np.empty(len(class_N), np.float32)
+    for rows in compared.blocks(len(class_N), _width(heads, feature_ND)):
+        own_N[rows] = _Comparison.of(heads, feature_ND, class_N, row_N, compared, rows).own_B
+    return own_N
+
+
+def class_sums(
+    feature_ND: np.ndarray, class_N: np.ndarray, log_probability_N: np.ndarray, centre_D: np.ndarray, num_classes: int
+) -> ClassSums:
+    """Sums for prototypes: images count by the out-of-fold probability that their noisy label gets."""
+    direction_CD = np.zeros((num_classes, feature_ND.shape[1]))
+    order = np.argsort(class_N, kind="stable")
+    weight_N = np.exp(log_probability_N.astype(np.float64))
+    for rows in _blocks(len(order), feature_ND.shape[1]):
+        image_B = order[rows]
+        weighted_BD = _unit(feature_ND[image_B], centre_D) * weight_N[image_B, None]
+        label_X, start_X = np.unique(class_N[image_B], return_index=True)
+        direction_CD[label_X] += np.add.reduceat(weighted_BD, start_X, axis=0)
+    return ClassSums(np.bincount(class_N, weight_N, minlength=num_classes), direction_CD)
+
+
+def denoised_prototypes(sums: ClassSums) -> np.ndarray:
+    """float32 [C, D] of length 1; zeros for classes without images, which no image is then compared with."""
+    length_C = np.linalg.norm(sums.direction_CD, axis=1, keepdims=True)
+    return np.divide(sums.direction_CD, length_C, out=np.zeros_like(sums.direction_CD), where=length_C > 0).astype(
+        np.float32
+    )
+
+
+@dataclass(frozen=True)
+class ImageSignals:
+    """Step 2 of one shard."""
+
+    signals: Signals  # IMAGE_SIGNALS
+    best_other_N: np.ndarray  # int64: the most probable class but the own; -1 where there is only one class
+    best_other_log_probability_N: np.ndarray  # float32
+
+
+def image_signals(
+    heads: OutOfFold,
+    prototype_CD: np.ndarray,
+    feature_ND: np.ndarray,
+    class_N: np.ndarray,
+    row_N: np.ndarray,
+    centre_D: np.ndarray,
+    compared: Compared,
+) -> ImageSignals:
+    """Signals of each image of a shard. `centre_D` is the mean feature of all images, everywhere the same."""
+    signals = {name: np.empty(len(class_N), np.float32) for name in IMAGE_SIGNALS}
+    best_N = np.empty(len(class_N), np.int64)
+    best_log_probability_N = np.empty(len(class_N), np.float32)
+    for rows in compared.blocks(len(class_N), _width(heads, feature_ND)):
+        comparison = _Comparison.of(heads, feature_ND, class_N, row_N, compared, rows)
+        best_N[rows], best_log_probability_N[rows] = comparison.best_other()
+        block = comparison.signals()
+        unit_BD = _unit(feature_ND[rows], centre_D)
+        block["cosine"], block["cosine_margin"] = comparison.cosines(unit_BD, class_N[rows], prototype_CD)
+        for name, value_B in block.items():
+            signals[name][rows] = value_B
+    return ImageSignals(signals, best_N, best_log_probability_N)
+
+
+def class_signals(signals: Signals, class_N: np.ndarray) -> Signals:
+    """IMAGE_SIGNALS of all images of some classes -> CLASS_SIGNALS: logit of the rank within the class, class means.
+
+    A huge class that is kept in several parts must come together here; its features need not.
+    """
+    grouped = _Grouped(class_N)
+    found: Signals = {}
+    for name in RANKED_SIGNALS:
+        found[f"{name}_in_class"] = grouped.rank_logit(signals[name])
+        found[f"{name}_class_mean"] = grouped.mean(signals[name])
+    found["probability_class_mean"] = grouped.mean(np.exp(signals["log_probability"]))
+    found["agreement_class_mean"] = grouped.mean(signals["margin"] >= 0)
+    found["class_log_images"] = np.log(grouped.size_G)[grouped.group_N].astype(np.float32)
+    return {name: found[name] for name in CLASS_SIGNALS}
+
+
+def cosine_to_class(
+    feature_ND: np.ndarray, class_N: np.ndarray, vector_CD: np.ndarray, centre_D: np.ndarray
+) -> np.ndarray:
+    """float32 [N]: cosine of each image's centred feature to the vector of its class (0 where that is all zeros)."""
+    cosine_N = np.empty(len(class_N), np.float32)
+    for rows in _blocks(len(class_N), 2 * feature_ND.shape[1]):
+        vector_BD = vector_CD[class_N[rows]]
+        length_B = np.maximum(np.linalg.norm(vector_BD, axis=1), 1e-12)
+        cosine_N[rows] = np.einsum("bd,bd->b", _unit(feature_ND[rows], centre_D), vector_BD) / length_B
+    return cosine_N
+
+
+def nearest_classes(
+    feature_ND: np.ndarray, prototype_CD: np.ndarray, centre_D: np.ndarray, candidates: int
+) -> np.ndarray:
+    """int64 [N, M]: candidate classes by cosine to the prototypes, best first.
+
+    In memory and exact, at a cost of N x C; in a run the faiss index over class embeddings answers the same question.
+    """
+    count = min(candidates, len(prototype_CD))
+    nearest_NM = np.empty((len(feature_ND), count), np.int64)
+    for rows in _blocks(len(feature_ND), len(prototype_CD)):
+        cosine_BC = _unit(feature_ND[rows], centre_D) @ prototype_CD.T
+        top_BM = np.argpartition(-cosine_BC, count - 1, axis=1)[:, :count]
+        order_BM = np.argsort(-np.take_along_axis(cosine_BC, top_BM, 1), axis=1, kind="stable")
+        nearest_NM[rows] = np.take_along_axis(top_BM, order_BM, 1)
+    return nearest_NM
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """Log-probabilities of a block of images: of the own class, and of the others that they are compared with."""
+
+    own_B: np.ndarray
+    other_BK: np.ndarray  # -inf where left out
+    others: Others
+
+    @classmethod
+    def of(
+        cls,
+        heads: OutOfFold,
+        feature_ND: np.ndarray,
+        class_N: np.ndarray,
+        row_N: np.ndarray,
+        compared: Compared,
+        rows: slice,
+    ) -> _Comparison:
+        others = compared.others(class_N[rows], rows)
+        own_B, other_BK = heads.own_and_others(feature_ND[rows], row_N[rows], class_N[rows], others)
+        other_BK = np.where(np.isfinite(others.log_count_BK), other_BK, -np.inf)
+        normaliser_B = _log_sum_exp(np.concatenate([own_B[:, None], other_BK + others.log_count_BK], axis=1))
+        return cls(np.maximum(own_B - normaliser_B, FLOOR), other_BK - normaliser_B[:, None], others)
+
+    def best_other(self) -> tuple[np.ndarray, np.ndarray]:
+        """(class or -1, log-probability) of the most probable class but the own."""
+        at_B = self.other_BK.argmax(axis=1)
+        image_B = np.arange(len(at_B))
+        value_B = self.other_BK[image_B, at_B]
+        best_B = self.others.classes(image_B)[image_B, at_B]
+        return np.where(np.isfinite(value_B), best_B, -1), np.maximum(value_B, FLOOR)
+
+    def signals(self) -> Signals:
+        count_BK = np.exp(self.others.log_count_BK)
+        other_BK = np.maximum(self.other_BK, FLOOR)
+        entropy_B = -(count_BK * np.exp(other_BK) * other_BK).sum(axis=1) - np.exp(self.own_B) * self.own_B
+        rank_B = (count_BK * (self.other_BK > self.own_B[:, None])).sum(axis=1)
+        return {
+            "log_probability": self.own_B,
+            "margin": self.own_B - other_BK.max(axis=1),
+            "log_rank": np.log1p(rank_B),
+            "entropy": entropy_B,
+        }
+
+    def cosines(self, unit_BD: np.ndarray, class_B: np.ndarray, prototype_CD: np.ndarray) -> tuple[np.ndarray, ...]:
+        """(cosine to the own prototype, that less the best of the others; classes without images have none)."""
+        own_B = _dot(unit_BD, prototype_CD, class_B[:, None])[:, 0]
+        image_B = np.arange(len(class_B))
+        cosine_BK = self.others.products(unit_BD, prototype_CD, image_B)
+        present_C = prototype_CD.any(axis=1)
+        present_BK = present_C if self.others.candidate_BM is None else present_C[self.others.classes(image_B)]
+        present_BK = present_BK & np.isfinite(self.others.log_count_BK)
+        return own_B, own_B - np.where(present_BK, cosine_BK, -1).max(axis=1)
+
+
+FLOOR = -30.0  # log-probabilities below are all alike, and -inf would not do as a signal
+
+
+class _Grouped:
+    """Images by class, for what is relative to the class."""
+
+    def __init__(self, class_N: np.ndarray):
+        _, self.group_N, self.size_G = np.unique(class_N, return_inverse=True, return_counts=True)
+        self.start_G = np.cumsum(self.size_G) - self.size_G
+
+    def mean(self, value_N: np.ndarray) -> np.ndarray:
+        sum_G = np.bincount(self.group_N, np.asarray(value_N, np.float64), minlength=len(self.size_G))
+        return (sum_G / self.size_G)[self.group_N].astype(np.float32)
+
+    def rank_logit(self, value_N: np.ndarray) -> np.ndarray:
+        """log(q / (1 - q)) of the share q of the class that lies below; equal values share their middle rank."""
+        order = np.lexsort((value_N, self.group_N))
+        sorted_N, group_N = value_N[order], self.group_N[order]
+        first = np.flatnonzero(np.r_[True, (np.diff(sorted_N) != 0) | (np.diff(group_N) != 0)])
+        run_N = np.repeat(np.arange(len(first)), np.diff(np.r_[first, len(order)]))
+        middle_N = (first + np.diff(np.r_[first, len(order)]) / 2)[run_N]
+        share_N = np.empty(len(order))
+        share_N[order] = (middle_N - self.start_G[group_N]) / self.size_G[group_N]
+        return np.log(share_N / (1 - share_N)).astype(np.float32)
+
+
+def _unit(feature_BD: np.ndarray, centre_D: np.ndarray) -> np.ndarray:
+    centred_BD = feature_BD.astype(np.float32) - centre_D.astype(np.float32)
+    return centred_BD / np.maximum(np.linalg.norm(centred_BD, axis=1, keepdims=True), 1e-12)
+
+
+def _seen_before(value_BX: np.ndarray) -> np.ndarray:
+    """bool [B, X]: an earlier column of the row holds the same value."""
+    order_BX = np.argsort(value_BX, axis=1, kind="stable")
+    sorted_BX = np.take_along_axis(value_BX, order_BX, axis=1)
+    again_BX = np.zeros(value_BX.shape, bool)
+    again_BX[:, 1:] = sorted_BX[:, 1:] == sorted_BX[:, :-1]
+    seen_BX = np.empty_like(again_BX)
+    np.put_along_axis(seen_BX, order_BX, again_BX, axis=1)
+    return seen_BX
+
+
+def _log_sum_exp(value_BX: np.ndarray) -> np.ndarray:
+    top_B = value_BX.max(axis=1)
+    return top_B + np.log(np.exp(value_BX - top_B[:, None]).sum(axis=1))
+
+
+def _dot(vector_BH: np.ndarray, class_CH: np.ndarray, class_BM: np.ndarray) -> np.ndarray:
+    """[B, M] products with the vectors of the classes named: a gather, never all classes."""
+    return np.matmul(class_CH[class_BM], vector_BH[:, :, None])[:, :, 0]
+
+
+def _width(heads: OutOfFold, feature_ND: np.ndarray) -> int:
+    return max(feature_ND.shape[1], heads.scorers[0].weight_CH.shape[1])
+
+
+def _blocks(images: int, values_each: int) -> Iterator[slice]:
+    rows = max(1, BLOCK_VALUES // max(1, values_each))
+    for start in range(0, images, rows):
+        yield slice(start, min(start + rows, images))
