@@ -2,6 +2,8 @@
 
 import io
 import itertools
+import tomllib
+from importlib import resources
 
 import numpy as np
 import pyarrow as pa
@@ -134,3 +136,11 @@ def ink(image: bytes) -> np.ndarray:
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     box = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
     return np.asarray(Image.fromarray(np.uint8(mask) * 255).crop(box).resize((16, 16)), np.float32).ravel()
+
+
+def test_the_embedded_run_is_the_demo_that_the_documentation_describes():
+    text = resources.files("cleanscale.datasets").joinpath("glyphs.toml").read_text()
+    demo = GlyphsSettings(**tomllib.loads(text)["glyphs"])
+    assert demo == GlyphsSettings()
+    assert (demo.classes, demo.train_per_class, demo.test_per_class, demo.size) == (300, 60, 10, 32)
+    assert (demo.wrong, demo.confusing_share, demo.verified_classes, demo.verified_per_class) == (0.3, 0.5, 60, 20)
