@@ -14,13 +14,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
 
 from cleanscale.errors import ConfigError, DataError
 from cleanscale.maths.keyed_random import Purpose, hash_rows
 
 PAD = 16  # images of a class are padded to a multiple of this, so that classes of nearly one size share a batch
 BATCH_BYTES = 6 << 20  # Gram matrices of one batch: about what stays in cache
-TRIALS = 3  # candidates of each greedy k-means++ step
+TRIALS = 6  # candidates of each round of greedy k-means++
+PICKED = 3  # of which so many become seeds
 
 
 @dataclass(frozen=True)
@@ -138,10 +141,11 @@ def make_references(
         nearest[c] = np.asarray(row_N)[images]
     for batch in _batches(size_C, per_class):
         images_of = [taken[start_C[c] : start_C[c + 1]] for c in batch]
-        points_BND = _padded(feature_ND, images_of, label_C[batch])
-        results = _lloyd(points_BND, size_C[batch], label_C[batch], per_class, iterations, seed)
-        for c, images, (vector_kD, count_k, nearest_k) in zip(batch, images_of, results, strict=True):
-            vectors[c], counts[c], nearest[c] = vector_kD, count_k, np.asarray(row_N)[images[nearest_k]]
+        points_BND, mean_BD, gram_BNN = _centred(feature_ND, images_of, label_C[batch])
+        uniform_BRT = _uniforms(seed, label_C[batch], per_class)
+        results = _lloyd(points_BND, gram_BNN, size_C[batch], uniform_BRT, per_class, iterations)
+        for c, images, mean_D, (vector_kD, count_k, nearest_k) in zip(batch, images_of, mean_BD, results, strict=True):
+            vectors[c], counts[c], nearest[c] = vector_kD + mean_D, count_k, np.asarray(row_N)[images[nearest_k]]
     offset_C1 = np.concatenate([[0], np.cumsum([len(v) for v in vectors])]).astype(np.int64)
     empty_D = np.empty((0, feature_ND.shape[1]), np.float32)
     return ReferenceSets(
@@ -157,13 +161,19 @@ def _reservoir(
     label_N: np.ndarray, row_N: np.ndarray, most: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(positions of the images taken, by class and then row; classes; how many of each)."""
-    with np.errstate(over="ignore"):
-        about_N = hash_rows(seed, Purpose.REFERENCES, label_N) + row_N.astype(np.uint64)
-    order_N = np.lexsort((hash_rows(seed, Purpose.REFERENCES, about_N), label_N))
-    label_C, start_C, all_C = np.unique(label_N[order_N], return_index=True, return_counts=True)
-    rank_N = np.arange(len(order_N)) - np.repeat(start_C, all_C)
-    taken = order_N[rank_N < most]
-    return taken[np.lexsort((row_N[taken], label_N[taken]))], label_C, np.minimum(all_C, most)
+    order_N = np.lexsort((row_N, label_N))
+    label_C, start_C, size_C = np.unique(label_N[order_N], return_index=True, return_counts=True)
+    large = np.flatnonzero(size_C > most)
+    if len(large) == 0:
+        return order_N, label_C, size_C
+    kept_N = np.ones(len(order_N), bool)
+    for c in large:
+        of_class = slice(start_C[c], start_C[c] + size_C[c])
+        with np.errstate(over="ignore"):
+            about = hash_rows(seed, Purpose.REFERENCES, label_C[c : c + 1]) + row_N[order_N[of_class]].astype(np.uint64)
+        dropped = np.argsort(hash_rows(seed, Purpose.REFERENCES, about), kind="stable")[most:]
+        kept_N[start_C[c] + dropped] = False
+    return order_N[kept_N], label_C, np.minimum(size_C, most)
 
 
 def _batches(size_C: np.ndarray, per_class: int) -> Iterator[np.ndarray]:
@@ -175,13 +185,21 @@ def _batches(size_C: np.ndarray, per_class: int) -> Iterator[np.ndarray]:
         yield from np.split(alike, range(most, len(alike), most))
 
 
-def _padded(feature_ND: np.ndarray, images_of: list[np.ndarray], label_B: np.ndarray) -> np.ndarray:
+def _centred(
+    feature_ND: np.ndarray, images_of: list[np.ndarray], label_B: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(points [B, N, D] with mean 0 and zeros as padding, means [B, D], Gram matrices [B, N, N])."""
     size = -(-len(images_of[0]) // PAD) * PAD
     points_BND = np.zeros((len(images_of), size, feature_ND.shape[1]), np.float32)
-    for points_ND, images, label in zip(points_BND, images_of, label_B, strict=True):
-        points_ND[: len(images)] = feature_ND[images]
-        _finite(points_ND, label)
-    return points_BND
+    mean_BD = np.empty((len(images_of), feature_ND.shape[1]), np.float32)
+    gram_BNN = np.empty((len(images_of), size, size), np.float32)
+    for b, images in enumerate(images_of):
+        points_ND = np.asarray(feature_ND[images], np.float32)
+        mean_BD[b] = _finite((np.full(len(images), 1 / len(images), np.float32) @ points_ND), label_B[b])
+        # in the centre, float32 Gram matrices lose least
+        np.subtract(points_ND, mean_BD[b], out=points_BND[b, : len(images)])
+        np.matmul(points_BND[b], points_BND[b].T, out=gram_BNN[b])
+    return points_BND, mean_BD, gram_BNN
 
 
 def _finite(vector_ND: np.ndarray, label: int) -> np.ndarray:
@@ -194,89 +212,95 @@ def _finite(vector_ND: np.ndarray, label: int) -> np.ndarray:
 
 
 def _lloyd(
-    points_BND: np.ndarray, size_B: np.ndarray, label_B: np.ndarray, per_class: int, iterations: int, seed: int
+    points_BND: np.ndarray,
+    gram_BNN: np.ndarray,
+    size_B: np.ndarray,
+    uniform_BRT: np.ndarray,
+    per_class: int,
+    iterations: int,
 ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Per class: centroids [k, D], images of each [k], position of the image nearest each [k]; none empty."""
-    num_points = points_BND.shape[1]
-    valid_BN = np.arange(num_points) < size_B[:, None]
-    mean_B1D = points_BND.sum(axis=1, keepdims=True) / size_B[:, None, None].astype(np.float32)
-    points_BND -= mean_B1D  # in the centre, float32 Gram matrices lose least
-    points_BND *= valid_BN[:, :, None]
-    gram_BNN = np.stack([points_ND @ points_ND.T for points_ND in points_BND])
-    seed_BK = _seeds(gram_BNN, valid_BN, _uniforms(seed, label_B, per_class), per_class)
-
+    valid_BN = np.arange(points_BND.shape[1]) < size_B[:, None]
+    seed_BK = _seeds(gram_BNN, valid_BN, uniform_BRT, per_class)
     batch = np.arange(len(points_BND))[:, None]
-    sums_BKN = gram_BNN[batch, seed_BK]  # [b, k, i] = (sum of the points of cluster k) . point i
-    cost_BKN = sums_BKN * np.float32(-2) + gram_BNN[batch, seed_BK, seed_BK][:, :, None]
+    half_BK = gram_BNN[batch, seed_BK, seed_BK] / 2
+    cost_BKN = half_BK[:, :, None] - gram_BNN[batch, seed_BK]  # |x - c|^2 / 2 without |x|^2 / 2
     cluster_BN = _cheapest(cost_BKN)
-    sums_BKN = np.stack(
-        [_one_hot(c, per_class) @ g for c, g in zip(np.where(valid_BN, cluster_BN, -1), gram_BNN, strict=True)]
-    )
+    # [b, k, i] = (sum of the points of cluster k) . point i
+    sums_BKN = _sums(gram_BNN, cluster_BN, valid_BN, per_class)
     for iteration in range(iterations):
-        size_BK = _per_cluster(cluster_BN, valid_BN.astype(np.float32), per_class)
+        count_BK = _per_cluster(cluster_BN, valid_BN.astype(np.float32), per_class)
         norm_BK = _per_cluster(cluster_BN, np.take_along_axis(sums_BKN, cluster_BN[:, None], 1)[:, 0], per_class)
-        inverse_BK = 1 / np.maximum(size_BK, 1)
-        np.multiply(sums_BKN, (-2 * inverse_BK).astype(np.float32)[:, :, None], out=cost_BKN)
-        offset_BK = np.where(size_BK > 0, norm_BK * inverse_BK**2, np.inf)  # an empty cluster attracts nothing
-        cost_BKN += offset_BK.astype(np.float32)[:, :, None]
+        inverse_BK = 1 / np.maximum(count_BK, 1)
+        # an empty cluster attracts nothing
+        half_BK = np.where(count_BK > 0, norm_BK * np.square(inverse_BK) / 2, np.inf).astype(np.float32)
+        np.multiply(sums_BKN, -inverse_BK.astype(np.float32)[:, :, None], out=cost_BKN)
+        cost_BKN += half_BK[:, :, None]
         if iteration == iterations - 1:
             break
         before_BN, cluster_BN = cluster_BN, _cheapest(cost_BKN)
         changed_BN = (before_BN != cluster_BN) & valid_BN
         if not changed_BN.any():
             break
-        for b in np.flatnonzero(changed_BN.any(axis=1)):
-            moved = np.flatnonzero(changed_BN[b])
-            step_Km = _one_hot(cluster_BN[b, moved], per_class) - _one_hot(before_BN[b, moved], per_class)
-            sums_BKN[b] += step_Km @ gram_BNN[b, moved]
-    square_BN = np.diagonal(gram_BNN, axis1=1, axis2=2)
-    cost_BKN += np.where(valid_BN, square_BN, np.inf)[:, None]  # now squared distances
+        sums_BKN += _sums(gram_BNN, cluster_BN, changed_BN, per_class)
+        sums_BKN -= _sums(gram_BNN, before_BN, changed_BN, per_class)
+    # only the distances' order matters to what is nearest
+    cost_BKN += np.where(valid_BN, np.diagonal(gram_BNN, axis1=1, axis2=2) / 2, np.inf)[:, None]
+    vector_BKD = _sums(points_BND, cluster_BN, valid_BN, per_class) * inverse_BK[:, :, None].astype(np.float32)
+    nearest_BK = cost_BKN.argmin(axis=2)
+    used_BK = count_BK > 0
     return [
-        _centroids(points_BND[b], cluster_BN[b], valid_BN[b], cost_BKN[b], mean_B1D[b]) for b in range(len(points_BND))
+        (vector_BKD[b, used_K], count_BK[b, used_K].astype(np.int32), nearest_BK[b, used_K])
+        for b, used_K in enumerate(used_BK)
     ]
 
 
-def _centroids(
-    points_ND: np.ndarray, cluster_N: np.ndarray, valid_N: np.ndarray, cost_KN: np.ndarray, mean_1D: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    member_KN = _one_hot(np.where(valid_N, cluster_N, -1), len(cost_KN))
-    count_K = member_KN.sum(axis=1)
-    used = np.flatnonzero(count_K)
-    vector_kD = (member_KN[used] @ points_ND) / count_K[used, None] + mean_1D
-    return vector_kD, count_K[used].astype(np.int32), cost_KN[used].argmin(axis=1)
+def _sums(vector_BNX: np.ndarray, cluster_BN: np.ndarray, taken_BN: np.ndarray, per_class: int) -> np.ndarray:
+    """[B, K, X]: sums of the vectors that are taken, by cluster. An embedding bag: the one fast ragged sum there is."""
+    taken = np.flatnonzero(taken_BN)
+    bag = cluster_BN.ravel()[taken] + per_class * (taken // cluster_BN.shape[1])
+    starts = np.zeros(len(cluster_BN) * per_class, np.int64)
+    np.cumsum(np.bincount(bag, minlength=len(starts))[:-1], out=starts[1:])
+    summed = F.embedding_bag(
+        torch.from_numpy(taken[np.argsort(bag, kind="stable")]),
+        torch.from_numpy(vector_BNX.reshape(-1, vector_BNX.shape[2])),
+        torch.from_numpy(starts),
+        mode="sum",
+    )
+    return summed.numpy().reshape(len(cluster_BN), per_class, -1)
 
 
-def _seeds(gram_BNN: np.ndarray, valid_BN: np.ndarray, uniform_BKT: np.ndarray, per_class: int) -> np.ndarray:
-    """int64 [B, K]: greedy k-means++ (of T candidates drawn by squared distance, the one that lowers inertia most)."""
-    b = np.arange(len(gram_BNN))
-    square_BN = np.diagonal(gram_BNN, axis1=1, axis2=2).copy()
+def _seeds(gram_BNN: np.ndarray, valid_BN: np.ndarray, uniform_BRT: np.ndarray, per_class: int) -> np.ndarray:
+    """int64 [B, K]: greedy k-means++. A round draws T candidates by squared distance and takes the best `PICKED`.
+
+    Best: alone, it would lower the inertia most. All distances here are halves of squares.
+    """
+    b = np.arange(len(gram_BNN))[:, None]
+    half_BN = np.diagonal(gram_BNN, axis1=1, axis2=2) / 2
     seed_BK = np.empty((len(b), per_class), np.int64)
-    seed_BK[:, 0] = (uniform_BKT[:, 0, 0] * valid_BN.sum(axis=1)).astype(np.int64)
-    closest_BN = square_BN + square_BN[b, seed_BK[:, 0], None] - 2 * gram_BNN[b, seed_BK[:, 0]]
+    seed_BK[:, 0] = (uniform_BRT[:, 0, 0] * valid_BN.sum(axis=1)).astype(np.int64)
+    closest_BN = half_BN + half_BN[b, seed_BK[:, :1]] - gram_BNN[b[:, 0], seed_BK[:, 0]]
     closest_BN = np.maximum(closest_BN, 0) * valid_BN
-    half_square_BN = square_BN / 2
-    for k in range(1, per_class):
-        reach_BN = np.cumsum(closest_BN, axis=1)
-        draw_BT = uniform_BKT[:, k] * reach_BN[:, -1:]
+    for rounds, k in enumerate(range(1, per_class, PICKED), 1):
+        reach_BN = closest_BN.cumsum(axis=1)
+        draw_BT = uniform_BRT[:, rounds] * reach_BN[:, -1:]
         candidate_BT = (reach_BN[:, None] > draw_BT[:, :, None]).argmax(axis=2)
-        # |x - c|^2 / 2 of every image to every candidate
-        to_BTN = np.subtract(half_square_BN[b[:, None], candidate_BT][:, :, None], gram_BNN[b[:, None], candidate_BT])
-        to_BTN += half_square_BN[:, None]
-        to_BTN *= 2
-        np.maximum(to_BTN, 0, out=to_BTN)
-        np.minimum(to_BTN, closest_BN[:, None], out=to_BTN)
-        best_B = to_BTN.sum(axis=2).argmin(axis=1)
-        seed_BK[:, k] = candidate_BT[b, best_B]
-        closest_BN = to_BTN[b, best_B]
+        to_BTN = half_BN[b, candidate_BT][:, :, None] - gram_BNN[b, candidate_BT]
+        to_BTN += half_BN[:, None]
+        np.clip(to_BTN, 0, closest_BN[:, None], out=to_BTN)
+        best_BP = to_BTN.sum(axis=2).argsort(axis=1, kind="stable")[:, : min(PICKED, per_class - k)]
+        seed_BK[:, k : k + best_BP.shape[1]] = candidate_BT[b, best_BP]
+        closest_BN = to_BTN[b, best_BP].min(axis=1)
     return seed_BK
 
 
 def _uniforms(seed: int, label_B: np.ndarray, per_class: int) -> np.ndarray:
-    """float32 [B, K, T] in [0, 1), keyed by class: a generator per class would cost as much as its Gram matrix."""
+    """float32 [B, R, T] in [0, 1), keyed by class: a generator per class would cost as much as its Gram matrix."""
+    rounds = 1 + -(-(per_class - 1) // PICKED)
     with np.errstate(over="ignore"):
         key_B1 = hash_rows(seed, Purpose.REFERENCES, ~label_B.astype(np.int64))[:, None]
-        hash_BX = hash_rows(seed, Purpose.REFERENCES, key_B1 + np.arange(per_class * TRIALS, dtype=np.uint64))
-    return ((hash_BX >> np.uint64(40)) * 2.0**-24).astype(np.float32).reshape(len(label_B), per_class, TRIALS)
+        hash_BX = hash_rows(seed, Purpose.REFERENCES, key_B1 + np.arange(rounds * TRIALS, dtype=np.uint64))
+    return ((hash_BX >> np.uint64(40)) * 2.0**-24).astype(np.float32).reshape(len(label_B), rounds, TRIALS)
 
 
 def _cheapest(cost_BKN: np.ndarray) -> np.ndarray:
@@ -291,8 +315,3 @@ def _per_cluster(cluster_BN: np.ndarray, value_BN: np.ndarray, per_class: int) -
     slot_BN = cluster_BN + per_class * np.arange(len(cluster_BN))[:, None]
     total = np.bincount(slot_BN.ravel(), value_BN.ravel(), minlength=per_class * len(cluster_BN))
     return total.reshape(len(cluster_BN), per_class)
-
-
-def _one_hot(cluster_N: np.ndarray, per_class: int) -> np.ndarray:
-    """float32 [K, N]; -1 belongs to none."""
-    return (cluster_N == np.arange(per_class)[:, None]).astype(np.float32)
