@@ -179,10 +179,10 @@ def _check_features(feature_ND: np.ndarray) -> None:
         )
     if feature_ND.dtype.kind != "f":
         raise DataError(f"features are {feature_ND.dtype}; expected float16, float32 or float64; cast them")
-    bad_N = ~np.isfinite(feature_ND).all(axis=1)
+    bad_N = (~np.isfinite(feature_ND)).any(axis=1)
     if bad_N.any():
         raise DataError(
-            f"features hold NaN or infinity in {int(bad_N.sum())} of {len(bad_N)} rows, the first is row "
+            f"features hold NaN or infinity in {int(bad_N.sum())} of {len(feature_ND)} rows, the first is row "
             f"{int(bad_N.argmax())}; expected finite numbers; drop these rows or extract their features again"
         )
 

@@ -75,7 +75,7 @@ def fit_platt(score_N: np.ndarray, right_N: np.ndarray) -> tuple[float, float]:
     if len(score_N) == 0:
         return 1.0, 0.0
     score_N = np.asarray(score_N, np.float64)
-    centre, spread = score_N.mean(), max(score_N.std(), 1e-9)
+    centre, spread = float(score_N.mean()), max(float(score_N.std()), 1e-9)
     coefficient_S, intercept = fit_logistic(((score_N - centre) / spread)[:, None], right_N, penalty=0.1)
     slope = max(float(coefficient_S[0]), 0.0) / spread
     return slope, intercept - slope * centre

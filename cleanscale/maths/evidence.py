@@ -312,7 +312,7 @@ class _Comparison:
         own_B = _dot(unit_BD, prototype_CD, class_B[:, None])[:, 0]
         image_B = np.arange(len(class_B))
         cosine_BK = self.others.products(unit_BD, prototype_CD, image_B)
-        present_C = prototype_CD.any(axis=1)
+        present_C = np.abs(prototype_CD).max(axis=1) > 0
         present_BK = present_C if self.others.candidate_BM is None else present_C[self.others.classes(image_B)]
         present_BK = present_BK & np.isfinite(self.others.log_count_BK)
         return own_B, own_B - np.where(present_BK, cosine_BK, -1).max(axis=1)

@@ -75,7 +75,7 @@ class FrozenHead:
     def embed(self, feature_BD: np.ndarray) -> np.ndarray:
         """float32 [B, H]: what the output layer sees."""
         x_BD = (feature_BD.astype(np.float32) - self.mean_D) * self.scale_D
-        if self.hidden_HD is None:
+        if self.hidden_HD is None or self.hidden_bias_H is None:
             return x_BD
         x_BH = x_BD @ self.hidden_HD.T
         x_BH += self.hidden_bias_H
