@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
+import ray.exceptions
 
 from cleanscale.engine.session import cluster_cpus, cluster_gpus, prepare_data
 from cleanscale.engine.settings import EngineSettings
@@ -36,13 +37,14 @@ def stream(items: Sequence[Any], read: Callable[[Any], Block], *, num_cpus: floa
             yield read(things[int(position)])
 
     positions = ray.data.range(len(items), override_num_blocks=max(1, min(len(items), MAX_TASKS)))
-    return positions.map_batches(read_positions, batch_size=1, num_cpus=num_cpus)
+    return positions.map_batches(read_positions, batch_size=1, num_cpus=num_cpus)  # pyright: ignore[reportArgumentType]
 
 
 def batches(dataset: ray.data.Dataset, batch_size: int) -> Iterator[Block]:
     """NumPy batches of exactly `batch_size` rows (the last may be shorter), the next ones fetched ahead."""
     try:
-        yield from dataset.iter_batches(batch_size=batch_size, batch_format="numpy", prefetch_batches=2)
+        taken = dataset.iter_batches(batch_size=batch_size, batch_format="numpy", prefetch_batches=2)
+        yield from cast(Iterable[Block], taken)
     except ray.exceptions.RayError as error:
         raise users_error(error) or error from error
 
@@ -88,7 +90,7 @@ def through_actors(
         **per_actor,
     ).map_batches(write_table, batch_size=rows_per_write, batch_format="pyarrow", num_cpus=0.25)
     try:
-        for batch in written.iter_batches(batch_size=1, batch_format="numpy"):
+        for batch in cast(Iterable[Block], written.iter_batches(batch_size=1, batch_format="numpy")):
             yield {name: values[0] for name, values in batch.items()}
     except ray.exceptions.RayError as error:
         raise users_error(error) or error from error

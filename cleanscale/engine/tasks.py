@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ray
+import ray.exceptions
 
 from cleanscale.engine.session import cluster_cpus
 from cleanscale.errors import CleanscaleError

@@ -29,7 +29,7 @@ def best_threshold(
     gap_G = np.where(np.isfinite(low_G) & np.isfinite(high_G), high_G - low_G, 0)
     at = best[gap_G[best].argmax()]
     wanted = (low_G[at] + high_G[at]) / 2 if gap_G[at] > 0 else prefer
-    return _inside(wanted, low_G[at], high_G[at]), float(error_G[at])
+    return _inside(float(wanted), float(low_G[at]), float(high_G[at])), float(error_G[at])
 
 
 def _inside(wanted: float, low: float, high: float) -> float:
