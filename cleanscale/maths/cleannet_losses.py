@@ -22,6 +22,7 @@ class Weights(NamedTuple):
     omega: float  # wrong queries
     contrastive: float
     temperature: float  # cosines are multiplied by it before the softmax over classes
+    robustness: float  # of the contrastive term: 0 cross-entropy ... 1 absolute error
     reconstruction: Literal["sum", "mean"]  # over features
 
 
@@ -51,14 +52,17 @@ def self_reinforcing_loss(cosine_Q: torch.Tensor, rho: float) -> torch.Tensor:
 
 
 def class_contrastive_loss(
-    cosine_QS: torch.Tensor, own_Q: torch.Tensor, verified_Q: torch.Tensor, temperature: float
+    cosine_QS: torch.Tensor, own_Q: torch.Tensor, verified_Q: torch.Tensor, temperature: float, robustness: float = 0.0
 ) -> torch.Tensor:
-    """[Q] negative log softmax of `temperature` * cosine over the batch's classes, at the query's own class `own_Q`.
+    """[Q] (1 - p^r) / r for robustness r, -log p for 0: p = softmax of `temperature` * cosine over the batch's classes,
+    at the query's own class `own_Q`. 0 for queries known to be wrong.
 
-    0 for queries known to be wrong. It needs no verification: every class teaches the encoders, which the published
-    losses do not give when few classes are verified.
+    It needs no verification: every class teaches the encoders, which the published losses do not give when few classes
+    are verified. The labels it believes are noisy, hence the generalised cross-entropy (Zhang and Sabuncu 2018), which
+    lets go of queries that the model thinks belong elsewhere.
     """
-    loss_Q = F.cross_entropy(temperature * cosine_QS, own_Q, reduction="none")
+    log_p_Q = F.log_softmax(temperature * cosine_QS, dim=1).gather(1, own_Q[:, None])[:, 0]
+    loss_Q = -log_p_Q if robustness == 0 else -torch.expm1(robustness * log_p_Q) / robustness
     return torch.where(verified_Q == WRONG, torch.zeros_like(loss_Q), loss_Q)
 
 
@@ -80,6 +84,8 @@ def total_loss(
     }
     total = terms["supervised"] + weights.beta * terms["reconstruction"] + weights.gamma * terms["self_reinforcing"]
     if weights.contrastive > 0:
-        terms["contrastive"] = class_contrastive_loss(cosine_QS, own_Q, verified_Q, weights.temperature).mean()
+        terms["contrastive"] = class_contrastive_loss(
+            cosine_QS, own_Q, verified_Q, weights.temperature, weights.robustness
+        ).mean()
         total = total + weights.contrastive * terms["contrastive"]
     return total, terms

@@ -22,7 +22,9 @@ class CleanNet(nn.Module):
     """Class embeddings from reference sets and query embeddings from features, in one space.
 
     The input transform is part of the model, so that saved weights carry it. `activate_outputs` also puts the
-    activation after both embeddings and the reconstruction, as the published code does.
+    activation after both embeddings and the reconstruction, as the published code does. `shared_projection` adds one
+    linear map of queries and of attended references to both embeddings, which the paper does not have: relevance then
+    begins as the cosine to an attended mean instead of having to align two unrelated spaces first.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class CleanNet(nn.Module):
         activate_outputs: bool = False,
         transform: Transform = "centre",
         dropout: float = 0.0,
+        shared_projection: bool = False,
     ) -> None:
         super().__init__()
         self.config: dict[str, Any] = {
@@ -47,6 +50,7 @@ class CleanNet(nn.Module):
             "activate_outputs": activate_outputs,
             "transform": transform,
             "dropout": dropout,
+            "shared_projection": shared_projection,
         }
         between = nn.Tanh if activation == "tanh" else nn.ReLU
         after = between if activate_outputs else nn.Identity
@@ -67,6 +71,7 @@ class CleanNet(nn.Module):
         self.query_decoder = nn.Sequential(
             nn.Linear(embedding, query_width), between(), nn.Linear(query_width, num_features), after()
         )
+        self.shared = nn.Linear(num_features, embedding, bias=False) if shared_projection else None
         self.shift_D: torch.Tensor
         self.scale_D: torch.Tensor
         self.register_buffer("shift_D", torch.zeros(num_features))
@@ -79,6 +84,15 @@ class CleanNet(nn.Module):
             deviation_D = deviation_D.square().mean().sqrt().expand_as(mean_D)
         self.shift_D.copy_(mean_D)
         self.scale_D.copy_(torch.where(deviation_D > 1e-6, 1 / deviation_D.clamp_min(1e-6), torch.zeros_like(mean_D)))
+
+    @torch.no_grad()
+    def begin_with_projection(self, component_XD: torch.Tensor) -> None:
+        """Both embeddings begin close to this projection (orthonormal rows, X <= E), the rest of the network small."""
+        assert self.shared is not None
+        self.shared.weight.zero_()[: len(component_XD)] = component_XD
+        for last in (self.class_layer[0], self.query_encoder[3]):
+            last.weight *= 0.3
+            last.bias.zero_()
 
     def transformed(self, feature_XD: torch.Tensor) -> torch.Tensor:
         """What the encoders see. log1p is sign(x) log(1 + |x|): the published log(1 + x), defined for all features."""
@@ -93,15 +107,20 @@ class CleanNet(nn.Module):
 
         `real_SK` is False where a set is padded; every set needs at least one reference.
         """
-        hidden_SKH = self.reference_encoder(self.transformed(reference_SKD))
+        reference_SKD = self.transformed(reference_SKD)
+        hidden_SKH = self.reference_encoder(reference_SKD)
         score_SK = self.attention(hidden_SKH) @ self.context_H
         attention_SK = score_SK.masked_fill(~real_SK, float("-inf")).softmax(dim=1)
-        prototype_SH = torch.bmm(attention_SK[:, None].to(hidden_SKH.dtype), hidden_SKH)[:, 0]
-        return self.class_layer(prototype_SH), attention_SK
+        class_SE = self.class_layer(_attended(attention_SK, hidden_SKH))
+        if self.shared is not None:
+            class_SE = class_SE + self.shared(_attended(attention_SK, reference_SKD))
+        return class_SE, attention_SK
 
     def embed_queries(self, feature_QD: torch.Tensor) -> torch.Tensor:
         """[Q, E] query embeddings."""
-        return self.query_encoder(self.transformed(feature_QD))
+        feature_QD = self.transformed(feature_QD)
+        query_QE = self.query_encoder(feature_QD)
+        return query_QE if self.shared is None else query_QE + self.shared(feature_QD)
 
     def reconstruct(self, embedding_QE: torch.Tensor) -> torch.Tensor:
         """[Q, D] what the autoencoder makes of query embeddings: transformed features."""
@@ -126,3 +145,7 @@ class CleanNet(nn.Module):
         model = CleanNet(**config)
         model.load_state_dict(safetensors.torch.load(data))
         return model
+
+
+def _attended(attention_SK: torch.Tensor, vector_SKX: torch.Tensor) -> torch.Tensor:
+    return torch.bmm(attention_SK[:, None].to(vector_SKX.dtype), vector_SKX)[:, 0]

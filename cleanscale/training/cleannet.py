@@ -100,9 +100,12 @@ def _new_model(
         activate_outputs=settings.activate_outputs,
         transform=settings.transform,
         dropout=settings.dropout,
+        shared_projection=settings.shared_projection,
     )
     if settings.transform in ("centre", "standardise"):
         model.set_standardisation(*_moments(feature_ND, verified_N, workers))
+    if settings.shared_projection:
+        model.begin_with_projection(_components(model, feature_ND, settings.embedding, workers))
     return model
 
 
@@ -119,6 +122,20 @@ def _moments(feature_ND: np.ndarray, verified_N: np.ndarray, workers: Collective
     mean_D = sum_D / count_D.clamp_min(1)
     deviation_D = (square_D / count_D.clamp_min(1) - mean_D.square()).clamp_min(0).sqrt()
     return mean_D.float(), deviation_D.float()
+
+
+@torch.no_grad()
+def _components(model: CleanNet, feature_ND: np.ndarray, most: int, workers: Collectives) -> torch.Tensor:
+    """[X, D] leading principal components of transformed features; of each worker some 8,000 images have a say."""
+    width = feature_ND.shape[1]
+    sample_XD = model.transformed(torch.from_numpy(np.asarray(feature_ND[:: max(1, len(feature_ND) // 8_192)])))
+    square_DD = workers.sum((sample_XD.T @ sample_XD).double())
+    sum_D = workers.sum(sample_XD.sum(dim=0).double())
+    count = workers.sum(torch.tensor(float(len(sample_XD)), dtype=torch.float64)).clamp_min(1)
+    _, vector_DD = torch.linalg.eigh(square_DD / count - torch.outer(sum_D, sum_D) / count**2)
+    component_XD = vector_DD.flip(1)[:, : min(most, width)].T.float().contiguous()
+    # signs and rotations of components are the solver's choice: every worker takes the first one's
+    return workers.sum(component_XD if workers.rank == 0 else torch.zeros_like(component_XD))
 
 
 def _fit(
@@ -142,6 +159,7 @@ def _fit(
         settings.omega,
         settings.contrastive,
         settings.temperature,
+        settings.robustness,
         settings.reconstruction,
     )
     half = settings.bf16 and on.type == "cuda"

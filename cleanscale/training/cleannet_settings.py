@@ -26,6 +26,7 @@ _PUBLISHED_CODE: dict[str, Any] = {
     "activation": "tanh",
     "activate_outputs": True,
     "dropout": 0.0,
+    "shared_projection": False,
     "beta": 0.1,
     "gamma": 0.1,
     "rho": 0.1,
@@ -50,7 +51,7 @@ class CleanNetSettings(BaseModel):
         description="Starting point: the defaults here, the paper's method, or the settings of its published code.",
     )
     references_per_class: int = Field(50, ge=1, description="Reference vectors that stand for a class.")
-    steps: int = Field(300, ge=1, description="Optimiser steps of a fit with verification labels.")
+    steps: int = Field(60, ge=1, description="Optimiser steps of a fit with verification labels.")
     start_steps: int = Field(
         300, ge=1, description="Optimiser steps of the fit without them that the others start from."
     )
@@ -63,7 +64,7 @@ class CleanNetSettings(BaseModel):
     )
     queries_per_class: int = Field(8, ge=1, description="Images drawn of each class of a batch.")
     references_per_step: int = Field(
-        16, ge=0, description="References of a class that one step uses, drawn anew each time; 0 uses all."
+        8, ge=0, description="References of a class that one step uses, drawn anew each time; 0 uses all."
     )
     optimizer: Literal["adam", "sgd"] = Field("adam", description="AdamW, or SGD with momentum 0.9.")
     learning_rate: float = Field(1e-3, gt=0, description="Learning rate at the first step.")
@@ -76,20 +77,27 @@ class CleanNetSettings(BaseModel):
     transform: Literal["none", "log1p", "centre", "standardise"] = Field(
         "centre", description="What is done to features before the encoders; saved with the model."
     )
-    reference_widths: tuple[int, int] = Field((256, 256), description="Widths of the reference encoder's two layers.")
+    reference_widths: tuple[int, int] = Field((256, 128), description="Widths of the reference encoder's two layers.")
     query_width: int = Field(256, ge=1, description="Width of the query encoder's hidden layers.")
     embedding: int = Field(128, ge=1, description="Width of class and query embeddings.")
-    activation: Literal["tanh", "relu"] = Field("tanh", description="Activation of hidden layers.")
+    activation: Literal["tanh", "relu"] = Field("relu", description="Activation of hidden layers.")
     activate_outputs: bool = Field(
         False, description="Put the activation after embeddings and reconstructions too, as the published code does."
+    )
+    shared_projection: bool = Field(
+        True,
+        description="Add one linear map of queries and attended references to both embeddings, which the paper has not.",
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="Share of input features dropped in training.")
     beta: float = Field(0.1, ge=0, description="Weight of the reconstruction error.")
     gamma: float = Field(0.1, ge=0, description="Weight of the self-reinforcing term of unverified images.")
     rho: float = Field(0.1, ge=-1, le=1, description="Margin: the cosine below which a wrong image costs nothing.")
-    omega: float = Field(1.0, ge=0, description="Weight of images verified as wrong.")
+    omega: float = Field(2.0, ge=0, description="Weight of images verified as wrong.")
     contrastive: float = Field(1.0, ge=0, description="Weight of the class-contrastive term; 0 leaves it out.")
-    temperature: float = Field(10.0, gt=0, description="Factor on cosines in the class-contrastive softmax.")
+    temperature: float = Field(15.0, gt=0, description="Factor on cosines in the class-contrastive softmax.")
+    robustness: float = Field(
+        0.8, ge=0, le=1, description="Of the class-contrastive term to wrong labels: 0 cross-entropy, 1 absolute error."
+    )
     reconstruction: Literal["sum", "mean"] = Field("mean", description="Reconstruction error over features.")
 
     def resolved(self) -> CleanNetSettings:

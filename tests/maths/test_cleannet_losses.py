@@ -44,14 +44,15 @@ def slow_total(batch, weights):
             total += weights.gamma * (1 - cosine)
         if label != 0:
             score = [math.exp(weights.temperature * slow_cosine(q, s)) for s in classes]
-            total += weights.contrastive * -math.log(score[c] / sum(score))
+            p, r = score[c] / sum(score), weights.robustness
+            total += weights.contrastive * ((1 - p**r) / r if r else -math.log(p))
     return total / len(own)
 
 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
-@pytest.mark.parametrize("contrastive", [0.0, 0.7])
-def test_total_loss_is_the_paper_s(batch, reduction, contrastive):
-    weights = losses.Weights(0.3, 0.2, 0.1, 5.0, contrastive, 10.0, reduction)
+@pytest.mark.parametrize(("contrastive", "robustness"), [(0.0, 0.0), (0.7, 0.0), (0.7, 0.8), (0.7, 1.0)])
+def test_total_loss_is_the_paper_s(batch, reduction, contrastive, robustness):
+    weights = losses.Weights(0.3, 0.2, 0.1, 5.0, contrastive, 10.0, robustness, reduction)
     inputs, outputs, queries, classes, own, verified = batch
     total, terms = losses.total_loss(inputs, outputs, losses.cosines(queries, classes), own, verified, weights)
     assert total.item() == pytest.approx(slow_total(batch, weights), rel=1e-6)
@@ -77,12 +78,13 @@ def test_wrong_queries_teach_no_class():
     assert loss[1].item() == pytest.approx(math.log(1 + math.exp(-8)), rel=1e-4)
 
 
+@pytest.mark.parametrize("robustness", [0.0, 0.8])
 @pytest.mark.parametrize("seen", [[1] * 7, [0] * 7, [-1] * 7, VERIFIED])
-def test_gradients_are_finite_whatever_is_verified(batch, seen):
+def test_gradients_are_finite_whatever_is_verified(batch, seen, robustness):
     inputs, outputs, queries, classes, own, _ = batch
     with torch.no_grad():
         queries[0] = 0  # an embedding without direction
-    weights = losses.Weights(0.1, 0.1, 0.1, 5.0, 1.0, 10.0, "mean")
+    weights = losses.Weights(0.1, 0.1, 0.1, 5.0, 1.0, 10.0, robustness, "mean")
     cosine = losses.cosines(queries, classes)
     losses.total_loss(inputs, outputs, cosine, own, torch.tensor(seen), weights)[0].backward()
     assert torch.isfinite(queries.grad).all()

@@ -38,6 +38,19 @@ def test_class_embeddings_are_the_paper_s_and_padding_has_no_say(model):
     assert (attention_SK[~real_SK] == 0).all()
 
 
+def test_a_shared_projection_begins_as_the_cosine_to_an_attended_mean():
+    model = CleanNet(4, embedding=4, transform="none", shared_projection=True).eval()
+    with torch.no_grad():
+        for layer in (model.class_layer[0], model.query_encoder[3]):
+            layer.weight.zero_()
+    model.begin_with_projection(torch.eye(4)[:3])
+    set_SKD, real_SK = torch.randn(2, 5, 4), torch.ones(2, 5, dtype=torch.bool)
+    class_SE, attention_SK = model.embed_classes(set_SKD, real_SK)
+    expected_SE = torch.einsum("sk,skd->sd", attention_SK, set_SKD) * torch.tensor([1.0, 1, 1, 0])
+    torch.testing.assert_close(class_SE, expected_SE)
+    torch.testing.assert_close(model.embed_queries(set_SKD[0])[:, :3], set_SKD[0][:, :3])
+
+
 def test_order_of_references_has_no_say():
     model = CleanNet(6).eval()
     set_SKD = torch.randn(1, 5, 6)

@@ -39,7 +39,7 @@ def test_relevance_finds_wrong_labels_of_classes_without_verification(noisy):
     assert cosine_N.dtype == np.float32
     assert np.abs(cosine_N).max() <= 1
     held_N = label_N >= 4
-    assert auroc(cosine_N[held_N], right_N[held_N]) > 0.9
+    assert auroc(cosine_N[held_N], right_N[held_N]) > 0.97
 
 
 def test_relevance_is_the_cosine_of_the_two_embeddings_and_nan_without_references(noisy):
@@ -141,7 +141,7 @@ class Barrier:
 
 @pytest.mark.parametrize("second_has_images", [True, False])
 def test_workers_with_their_own_shards_end_with_the_same_weights(noisy, second_has_images):
-    feature_ND, label_N, verified_N, references, right_N = noisy
+    feature_ND, label_N, verified_N, references, _ = noisy
     shared, barrier, models = [None, None], threading.Barrier(2, timeout=60), [None, None]
     settings = SMALL.model_copy(update={"steps": 6})
 
