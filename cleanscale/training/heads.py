@@ -53,16 +53,17 @@ def fit_head(
 
     `target_N` holds class numbers, or, as floats [N, C], a distribution for each image. Each worker passes its own
     rows; a worker may have none. On CPU the result depends on rows, settings, seed and number of workers alone.
-    `on_epoch(epoch, mean loss of this worker)`. `start` is a head to fine-tune (not changed). Raises DataError when no image of any worker has a positive weight.
+    `on_epoch(epoch, mean loss of this worker)`. `start` is a head to fine-tune; it is not changed.
+    Raises DataError when no image of any worker has a positive weight.
     """
     together = collectives or Alone()
     rows = _TrainingRows.make(feature_ND, target_N, weight_N, num_classes, together, device)
     with torch.random.fork_rng(devices=[device] if device != "cpu" else []):
         torch.manual_seed(_torch_seed(seed, 0))  # the same first weights on every worker
-        head = copy.deepcopy(start) or Head(
-            rows.feature.shape[1], num_classes, settings.hidden_width, settings.dropout
-        )
-        if start is None:
+        if start is not None:
+            head = copy.deepcopy(start)
+        else:
+            head = Head(rows.feature.shape[1], num_classes, settings.hidden_width, settings.dropout)
             _standardise(head, rows, together)
         head.to(device).train()
         torch.manual_seed(_torch_seed(seed, 1 + together.rank))  # dropout
