@@ -24,6 +24,8 @@ DEFAULT_ENVIRONMENT = {
     # One user's cluster on one machine needs no token; a shared cluster sets its own mode.
     "RAY_AUTH_MODE": "disabled",
     "RAY_DEDUP_LOGS": "0",
+    # Ray makes its workers nice (15): on a machine that does anything else they would starve.
+    "RAY_worker_niceness": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
 }
 

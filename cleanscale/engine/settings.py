@@ -6,16 +6,20 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class EngineSettings(BaseModel):
+    """How much of a cluster a run takes."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     address: str | None = Field(
         None,
-        description="Ray cluster to join ('auto' or host:port). By default RAY_ADDRESS, and without it Ray starts here.",
+        description="Ray cluster to join ('auto' or host:port). By default RAY_ADDRESS; without it Ray starts here.",
     )
     num_workers: int = Field(1, ge=1, description="Training workers; gradients are averaged over them.")
     use_gpu: bool = Field(False, description="Give each training worker and each feature actor a GPU.")
     threads_per_worker: int = Field(
-        0, ge=0, description="Torch threads of a training worker on CPU; 0 shares the machine's cores among the workers."
+        0,
+        ge=0,
+        description="Torch threads of a training worker on CPU; 0 shares the machine's cores among the workers.",
     )
     feature_actors: int = Field(
         0, ge=0, description="Actors that run the backbone over images; 0 takes one per GPU, or one per 8 cores."

@@ -55,7 +55,12 @@ class StageFolder:
     def finish(self, shards: Sequence[Mapping[str, Any]] = (), notes: Mapping[str, Any] | None = None) -> Manifest:
         """Write the manifest. From now on the stage counts as done."""
         manifest = Manifest(self.key, [dict(s) for s in shards], dict(notes or {}))
-        document = {"key": self.key, "fingerprint": manifest.fingerprint, "shards": manifest.shards, "notes": manifest.notes}
+        document = {
+            "key": self.key,
+            "fingerprint": manifest.fingerprint,
+            "shards": manifest.shards,
+            "notes": manifest.notes,
+        }
         write_json(self.path(MANIFEST), document)
         return manifest
 
@@ -117,9 +122,11 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def read_json(uri: str) -> Any:
     """The document at `uri`; None when there is none. A half-written one counts as none."""
+    if not uris.exists(uri):
+        return None
     try:
         return json.loads(uris.read_bytes(uri))
-    except (FileNotFoundError, json.JSONDecodeError):
+    except json.JSONDecodeError:
         return None
 
 

@@ -1,0 +1,405 @@
+"""The main job, in order: ingest, rounds of the alternating scheme, the last weighted classifier, evaluation.
+
+A round (CleanNet, section 3.3): a classifier; features from its backbone; references and CleanNet on the features; the
+relevance of every image to its label, which gives the weights of the next round's classifier.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from cleanscale.config import Settings, resolved_toml, versions
+from cleanscale.engine.memory import PeakMemory
+from cleanscale.engine.session import session
+from cleanscale.reporting.progress import Progress
+from cleanscale.reporting.terminal import Found, Summary
+from cleanscale.stages import (
+    cache,
+    class_index,
+    classifier,
+    cleannet,
+    evaluate,
+    evidence,
+    features,
+    figures,
+    glyphs,
+    head_classifier,
+    ingest,
+    predictions,
+    references,
+    relevance,
+)
+from cleanscale.stages.evaluate import Judgements
+from cleanscale.stages.feature_shards import FeatureShards
+from cleanscale.stages.ingest import Ingested
+from cleanscale.stages.place import Place, Report
+from cleanscale.stages.predictions import Predictions
+from cleanscale.storage import uris
+from cleanscale.storage.manifests import write_json
+from cleanscale.storage.tables import read_table, write_table
+
+log = logging.getLogger(__name__)
+
+Made = tuple[str, str]  # (folder, fingerprint) of a stage
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run reads, ingested."""
+
+    train: Ingested
+    test: Ingested | None
+    clean: Ingested | None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A classifier, and the stage whose file holds its backbone; None where the input is features."""
+
+    made: Made
+    backbone: Made | None
+
+
+@dataclass(frozen=True)
+class Round:
+    """What a finished round left: the features it worked on, its classifier, the judgement and its weights."""
+
+    classifier: Trained
+    features: FeatureShards
+    relevance: Made
+
+    @property
+    def weights(self) -> Made:
+        return uris.join(self.relevance[0], relevance.WEIGHTS), self.relevance[1]
+
+
+def run(settings: Settings, *, progress: Progress | None = None, report: Report = lambda *_: None) -> Summary:
+    """The whole job; complete stages of an earlier, interrupted run are not done again.
+
+    report(stage, numbers, step) hears of metrics as they come. Returns what the terminal shows at the end.
+    Raises: ConfigError, DataError and StageError for what a user can mend.
+    """
+    started = time.monotonic()
+    place = Place(settings.run_uri, settings.run.seed, settings.engine, progress or Progress(), report)
+    write_settings(settings, place)  # also finds out at once whether the run folder can be written
+    with session(settings.engine), PeakMemory() as memory:
+        inputs = read_inputs(settings, place)
+        write_settings(settings, place, inputs.train.label_map().names)
+        classifiers: dict[str, Trained] = {}
+        last: Round | None = None
+        for number in range(settings.run.rounds):
+            last = one_round(settings, place, inputs, number, last)
+            classifiers[f"round_{number}"] = last.classifier
+        assert last is not None
+        final = train_classifier(settings, place, inputs, settings.run.rounds, last)
+        classifiers[f"round_{settings.run.rounds}"] = final
+        if inputs.clean is not None:
+            classifiers["fine_tuned_on_clean"] = fine_tune_on_clean(settings, place, inputs, final)
+        return finish(settings, place, inputs, classifiers, last, memory, started)
+
+
+def read_inputs(settings: Settings, place: Place) -> Inputs:
+    """Ingest training, test and clean data; the embedded data set is drawn first."""
+    data = settings.data
+    if data.train == glyphs.EMBEDDED:
+        data = glyphs.run(place, place.path("glyphs"), settings.glyphs, data)
+    assert data.train is not None
+    train = ingest.run(place, place.path("ingest", "train"), data.train, data)
+    others = {}
+    labelled = data.model_copy(update={"true_label": None, "verified": None})  # their labels are the truth
+    for name in ("test", "clean"):
+        uri = getattr(data, name)
+        others[name] = ingest.run(place, place.path("ingest", name), uri, labelled, like=train) if uri else None
+    inputs = Inputs(train, others["test"], others["clean"])
+    if data.cache_size is None or train.kind == "features":
+        return inputs
+    cached = {
+        name: part and cache.run(place, place.path("cache", name), part, data.cache_size)
+        for name, part in (("train", inputs.train), ("test", inputs.test), ("clean", inputs.clean))
+    }
+    return replace(inputs, **cached)
+
+
+def one_round(settings: Settings, place: Place, inputs: Inputs, number: int, last: Round | None) -> Round:
+    """Classifier, features, references, CleanNet, evidence, class index and the judgement of round `number`."""
+    log.info("round %d", number)
+    if last is not None and on_features(settings, inputs, number):
+        trained = train_classifier(settings, place, inputs, number, last)
+        shards = last.features
+    elif on_features(settings, inputs, number):
+        backbone, shards = frozen_features(settings, place, inputs)
+        trained = train_head(settings, place, inputs, number, shards, backbone, None)
+    else:
+        trained = train_classifier(settings, place, inputs, number, last)
+        shards = make_features(settings, place, inputs.train, place.round_path(number, "features"), trained.backbone)
+    weights = last.weights if last else None
+    folder = place.round_path
+    per_class = settings.references.per_class or settings.cleannet.resolved().references_per_class
+    checked = inputs.train.verification()
+    sets = stage(folder(number, "references"), references.run, place, shards, settings.references, per_class=per_class)
+    net = stage(folder(number, "cleannet"), cleannet.run, place, shards, sets, checked, settings.cleannet)
+    published = published_cleannet(settings, place, number, shards, sets, checked)
+    index = stage(folder(number, "class_index"), class_index.run, place, shards, sets, net)
+    seen = stage(
+        folder(number, "evidence"),
+        evidence.run,
+        place,
+        shards,
+        inputs.train.num_classes,
+        settings.heads,
+        settings.evidence,
+        references=sets,
+        weights=weights,
+    )
+    judged = stage(
+        folder(number, "relevance"),
+        relevance.run,
+        place,
+        relevance.Sources(shards, sets[0], net[0], index[0], seen[0], published[0] if published else None),
+        {"features": shards.fingerprint, "cleannet": net[1], "class_index": index[1], "evidence": seen[1]}
+        | ({"cleannet_published": published[1]} if published else {}),
+        checked,
+        settings.detector,
+        settings.treatment,
+        class_folds=settings.evidence.class_folds,
+        num_rows=inputs.train.num_rows,
+    )
+    return Round(trained, shards, judged)
+
+
+def stage(folder: str, run: Any, place: Place, *args: Any, **kwargs: Any) -> Made:
+    """Run a stage in its folder; what others need of it is where it is and what it was made from."""
+    return folder, run(place, folder, *args, **kwargs).fingerprint
+
+
+def published_cleannet(
+    settings: Settings, place: Place, number: int, shards: FeatureShards, sets: Made, checked: pa.Table
+) -> Made | None:
+    """CleanNet exactly as published, to be reported beside the run's own detector."""
+    if not settings.detector.published_steps:
+        return None
+    preset = type(settings.cleannet)(preset="paper", steps=settings.detector.published_steps)
+    folder = place.round_path(number, "cleannet_published")
+    return stage(folder, cleannet.run, place, shards, sets, checked, preset, name="cleannet_published")
+
+
+def on_features(settings: Settings, inputs: Inputs, number: int) -> bool:
+    """Whether only the fully connected layers train: always with a frozen backbone, and from round 2 (section 3.3)."""
+    return inputs.train.kind == "features" or settings.backbone.frozen or number >= 2
+
+
+def frozen_features(settings: Settings, place: Place, inputs: Inputs) -> tuple[Made | None, FeatureShards]:
+    """(backbone, features) that no round changes: given by the user, or of a backbone that stays as it was loaded."""
+    backbone = None
+    if inputs.train.kind == "images":
+        folder = place.round_path(0, "backbone")
+        backbone = folder, head_classifier.backbone_as_loaded(place, folder, settings.backbone).fingerprint
+    return backbone, make_features(settings, place, inputs.train, place.round_path(0, "features"), backbone)
+
+
+def make_features(
+    settings: Settings, place: Place, data: Ingested, folder: str, backbone: Made | None
+) -> FeatureShards:
+    name = folder.rsplit("/", 1)[-1]
+    backbone = backbone if data.kind == "images" else None
+    made = features.run(place, folder, data, settings.features, settings.augmentation, classifier=backbone, name=name)
+    return FeatureShards.of(folder, made)
+
+
+def train_classifier(settings: Settings, place: Place, inputs: Inputs, number: int, last: Round | None) -> Trained:
+    """The classifier of round `number`: on noisy labels in round 0, with the last round's weights afterwards."""
+    weights = last.weights if last and settings.treatment.name != "none" else None
+    if last is not None and on_features(settings, inputs, number):
+        return train_head(settings, place, inputs, number, last.features, last.classifier.backbone, weights)
+    made = stage(
+        place.round_path(number, "classifier"),
+        classifier.run,
+        place,
+        inputs.train,
+        settings.backbone,
+        settings.augmentation,
+        settings.classifier,
+        round_number=number,
+        weights=weights,
+        start=last.classifier.made if last else None,
+    )
+    return Trained(made, made)
+
+
+def train_head(
+    settings: Settings,
+    place: Place,
+    inputs: Inputs,
+    number: int,
+    shards: FeatureShards,
+    backbone: Made | None,
+    weights: Made | None,
+    *,
+    start: Made | None = None,
+    name: str = "classifier",
+) -> Trained:
+    """A classifier whose backbone stays: its fully connected layers, on features."""
+    made = stage(
+        place.round_path(number, name),
+        head_classifier.run,
+        place,
+        shards,
+        inputs.train.num_classes,
+        head_classifier.head_settings(settings.heads, settings.classifier),
+        weights=weights,
+        backbone=uris.join(backbone[0], classifier.MODEL) if backbone else None,
+        start=start,
+        name=name,
+    )
+    return Trained(made, backbone)
+
+
+def fine_tune_on_clean(settings: Settings, place: Place, inputs: Inputs, final: Trained) -> Trained:
+    """The last row of the paper's Table 4: the weighted classifier, fine-tuned on images whose labels are right."""
+    assert inputs.clean is not None
+    number, name = settings.run.rounds, "classifier_clean"
+    if on_features(settings, inputs, number):
+        folder = place.round_path(number, "features_clean")
+        shards = make_features(settings, place, inputs.clean, folder, final.backbone)
+        return train_head(settings, place, inputs, number, shards, final.backbone, None, start=final.made, name=name)
+    made = stage(
+        place.round_path(number, name),
+        classifier.run,
+        place,
+        inputs.clean,
+        settings.backbone,
+        settings.augmentation,
+        settings.classifier,
+        round_number=number,
+        start=final.made,
+        name=name,
+    )
+    return Trained(made, made)
+
+
+def predict_test(
+    settings: Settings, place: Place, inputs: Inputs, classifiers: dict[str, Trained]
+) -> dict[str, Predictions]:
+    """Each classifier on the test set: features of the test images by its backbone, then its head."""
+    if inputs.test is None:
+        return {}
+    found: dict[str, Predictions] = {}
+    for name, trained in classifiers.items():
+        # Beside the backbone: classifiers that share one share its features of the test images.
+        home = trained.backbone[0] if trained.backbone else place.round_path(0, "features")
+        shards = make_features(settings, place, inputs.test, home + "_test_features", trained.backbone)
+        found[name] = predictions.run(place, trained.made[0] + "_test_predictions", shards, trained.made)
+    return found
+
+
+def finish(
+    settings: Settings,
+    place: Place,
+    inputs: Inputs,
+    classifiers: dict[str, Trained],
+    last: Round,
+    memory: PeakMemory,
+    started: float,
+) -> Summary:
+    """Evaluate, draw, and put the product where it is looked for."""
+    predicted = predict_test(settings, place, inputs, classifiers)
+    judged = evaluate.judgements(last.relevance[0], last.features, inputs.train)
+    numbers = evaluate.metrics(place, settings.evaluate, judged, predicted, settings.detector.name)
+    publish_relevance(place, last)
+    rejected = gather_rejected(place)
+    if settings.evaluate.figures:
+        draw(settings, place, inputs, last, judged, numbers)
+    numbers |= {
+        "seconds": {name: round(s, 2) for name, s in place.seconds.items()} | {"total": time.monotonic() - started},
+        "images_per_second": {
+            name: round(images / place.seconds[name], 1)
+            for name, images in place.images.items()
+            if images and place.seconds[name] > 0
+        },
+        "peak_memory_bytes": {"driver": memory.driver, "all_processes_pss": memory.total},
+        "rejected": rejected,
+        "versions": versions(),
+    }
+    write_json(place.path("metrics.json"), numbers)
+    place.report("final", {k: numbers[k] for k in ("detection", "calibration", "classification") if k in numbers}, None)
+    return summarise(settings, place, inputs, last, numbers, rejected, time.monotonic() - started)
+
+
+def publish_relevance(place: Place, last: Round) -> None:
+    """Copy the newest relevance table to relevance/: the product, flat."""
+    uris.remove_tree(place.path("relevance"))
+    for shard in last.features.shards:
+        name = f"{shard.name}.parquet"
+        uris.write_bytes(place.path("relevance", name), uris.read_bytes(uris.join(last.relevance[0], name)))
+
+
+def gather_rejected(place: Place) -> dict[str, int]:
+    """rejected.parquet of the run, and how many rows for each reason."""
+    found = [f for f in uris.list_files(place.uri, ("rejected.parquet",)) if "/" in f.path]
+    tables = [read_table(f.uri) for f in found if not f.path.startswith("rounds/") or f.path.startswith("rounds/00/")]
+    table = pa.concat_tables(tables)
+    write_table(place.path("rejected.parquet"), table)
+    # "unreadable image: truncated file" counts as an unreadable image; the table has the whole reason.
+    kinds = np.array([r.split(":")[0] for r in table["reason"].to_pylist()], dtype=object)
+    names, counts = np.unique(kinds.astype(str), return_counts=True)
+    return {str(name): int(count) for name, count in zip(names, counts, strict=True)}
+
+
+def draw(
+    settings: Settings,
+    place: Place,
+    inputs: Inputs,
+    last: Round,
+    judged: Judgements | None,
+    numbers: dict[str, Any],
+) -> None:
+    index = place.round_path(settings.run.rounds - 1, "class_index")
+    with place.timed("figures"):
+        figures.run(
+            place,
+            settings.evaluate,
+            inputs.train,
+            last.features,
+            last.relevance[0],
+            index,
+            judged,
+            numbers,
+            settings.detector.name,
+        )
+
+
+def write_settings(settings: Settings, place: Place, class_names: tuple[str, ...] | None = None) -> None:
+    uris.write_bytes(place.path("settings.toml"), resolved_toml(settings, class_names))
+
+
+def summarise(
+    settings: Settings,
+    place: Place,
+    inputs: Inputs,
+    last: Round,
+    numbers: dict[str, Any],
+    rejected: dict[str, int],
+    seconds: float,
+) -> Summary:
+    found: Found = evaluate.count_found(last.relevance[0], last.features)
+    return Summary(
+        title=place.uri.rstrip("/").rsplit("/", 1)[-1],
+        found=found,
+        class_names=inputs.train.label_map().names,
+        metrics=numbers,
+        detector=settings.detector.name,
+        rejected=rejected,
+        places={
+            "relevance table": place.path("relevance"),
+            "metrics": place.path("metrics.json"),
+            "figures": place.path("figures"),
+            "rejected rows": place.path("rejected.parquet"),
+        },
+        seconds=seconds,
+    )

@@ -1,0 +1,108 @@
+"""evaluate: how good the judgement and the classifiers are, where the truth is known. Nothing here is used by any fit.
+
+Detection is measured on images with a known true label whose verification label nothing has used.
+
+# N images
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from cleanscale.engine.tasks import map_shards
+from cleanscale.maths.intervals import calibration_report, classification_report, detection_report
+from cleanscale.reporting.terminal import Found
+from cleanscale.stages.feature_shards import FeatureShards
+from cleanscale.stages.ingest import TRUTH_NOT_GIVEN, Ingested
+from cleanscale.stages.place import Place
+from cleanscale.stages.predictions import Predictions
+from cleanscale.stages.settings import EvaluateSettings
+from cleanscale.storage import uris
+from cleanscale.storage.shards import Shard
+from cleanscale.storage.tables import read_table
+
+
+@dataclass(frozen=True)
+class Judgements:
+    """What all detectors said of the images that are evaluated."""
+
+    label_N: np.ndarray
+    wrong_N: np.ndarray  # in truth
+    held_out_N: np.ndarray  # no verification label in the image's class
+    mislabeled: dict[str, np.ndarray]
+    score: dict[str, np.ndarray]
+    probability: dict[str, np.ndarray]
+
+    def decisions(self) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
+        return {name: (self.mislabeled[name], self.score[name]) for name in self.mislabeled}
+
+    def groups(self) -> dict[str, np.ndarray]:
+        return {"held_out_classes": self.held_out_N, "verified_classes": ~self.held_out_N}
+
+
+def judgements(relevance: str, features: FeatureShards, data: Ingested) -> Judgements | None:
+    """Collect decisions on images with known truth that nobody verified; None when no truth is known."""
+    true_label_R = data.true_labels()
+    if not (true_label_R != TRUTH_NOT_GIVEN).any():
+        return None
+    verification = data.verification()
+    tables = [read_table(uris.join(relevance, "decisions", f"{s.name}.parquet")) for s in features.shards]
+    table = pa.concat_tables(tables, promote_options="permissive")
+    row_N = table["row"].to_numpy()
+    use_N = (true_label_R[row_N] != TRUTH_NOT_GIVEN) & ~np.isin(row_N, verification["row"].to_numpy())
+    table, row_N = table.filter(pa.array(use_N)), row_N[use_N]
+    label_N = table["label"].to_numpy()
+
+    def columns(kind: str) -> dict[str, np.ndarray]:
+        names = [n for n in table.column_names if n.endswith(f".{kind}")]
+        return {n.removesuffix(f".{kind}"): table[n].to_numpy() for n in names}
+
+    return Judgements(
+        label_N,
+        true_label_R[row_N] != label_N,
+        ~np.isin(label_N, verification["label"].to_numpy()),
+        columns("mislabeled"),
+        columns("score"),
+        columns("probability"),
+    )
+
+
+def metrics(
+    place: Place,
+    settings: EvaluateSettings,
+    judged: Judgements | None,
+    predictions: dict[str, Predictions],
+    main: str,
+) -> dict[str, Any]:
+    """The detection, calibration, classification and difference tables of metrics.json."""
+    found: dict[str, Any] = {"difference": {}}
+    sure: dict[str, int] = {"resamples": settings.resamples, "seed": place.seed}
+    with place.timed("evaluate"):
+        if judged is not None and len(judged.label_N):
+            decisions, groups = judged.decisions(), judged.groups()
+            report = detection_report(judged.label_N, judged.wrong_N, decisions, groups, main=main, **sure)
+            found["detection"] = report["detection"]
+            found["difference"]["detection"] = report["difference"]
+            found["calibration"] = calibration_report(judged.label_N, judged.wrong_N, judged.probability, **sure)
+        if predictions:
+            correct = {name: {"top1": p.correct(1), "top5": p.correct(5)} for name, p in predictions.items()}
+            report = classification_report(correct, **sure)
+            found["classification"] = report["classification"]
+            found["difference"]["classification"] = report["difference"]
+    return found
+
+
+def count_found(relevance: str, features: FeatureShards) -> Found:
+    """How many labels are called wrong, by class; counted shard by shard."""
+    counts = dict(map_shards(count_shard, list(features.shards), relevance))
+    return Found.merge(counts[k] for k in sorted(counts))
+
+
+def count_shard(shard: Shard, relevance: str) -> Found:
+    table = read_table(uris.join(relevance, f"{shard.name}.parquet"), ["label", "mislabeled", "probability_correct"])
+    columns = [table[name].to_numpy() for name in ("label", "mislabeled", "probability_correct")]
+    return Found.count(*columns)

@@ -1,0 +1,223 @@
+"""evidence: what out-of-fold heads and prototypes say about every image and its label, relative to its class.
+
+The heads train in one Ray Train worker group; the signals are computed shard by shard, exchanging sums only.
+
+# N images of a shard, C classes, D feature width, M candidate classes
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from cleanscale.detectors.settings import EvidenceSettings
+from cleanscale.engine.tasks import map_shards
+from cleanscale.engine.train import Worker, train_on_workers
+from cleanscale.maths.evidence import (
+    ClassSums,
+    Compared,
+    OutOfFold,
+    class_signals,
+    class_sums,
+    denoised_prototypes,
+    image_signals,
+    own_log_probability,
+)
+from cleanscale.models.head_files import head_from_bytes, head_to_bytes
+from cleanscale.stages import references as references_stage
+from cleanscale.stages.feature_shards import FeatureShards
+from cleanscale.stages.place import Place
+from cleanscale.storage import uris
+from cleanscale.storage.arrays import read_array, write_array
+from cleanscale.storage.manifests import Manifest, open_stage
+from cleanscale.storage.shards import Shard
+from cleanscale.storage.tables import read_table, write_table
+from cleanscale.training.heads import HeadSettings, fit_out_of_fold_heads
+
+
+@dataclass(frozen=True)
+class Job:
+    features: FeatureShards
+    num_classes: int
+    heads: HeadSettings
+    settings: EvidenceSettings
+    weights_uri: str | None
+    seed: int
+    folder: str
+
+
+def run(
+    place: Place,
+    folder: str,
+    features: FeatureShards,
+    num_classes: int,
+    heads: HeadSettings,
+    settings: EvidenceSettings,
+    *,
+    references: tuple[str, str],
+    weights: tuple[str, str] | None,
+) -> Manifest:
+    """Heads and signals of all images, a file per class shard. weights: (URI by row, fingerprint) for the heads."""
+    stage = open_stage(
+        folder,
+        "evidence",
+        {
+            "heads": heads.model_dump(mode="json"),
+            "evidence": settings.model_dump(mode="json", exclude={"class_folds"}),
+            "run": {"seed": place.seed},
+        },
+        {"features": features.fingerprint, "references": references[1]} | ({"weights": weights[1]} if weights else {}),
+    )
+    if stage.complete:
+        return stage.complete
+    job = Job(features, num_classes, heads, settings, weights[0] if weights else None, place.seed, folder)
+    with place.timed("evidence", features.num_images):
+        if not uris.exists(stage.path(head_name(settings.row_folds - 1))):
+            with place.progress.step("out-of-fold heads", settings.row_folds * heads.epochs, "epochs") as step:
+                train_on_workers(
+                    heads_loop, job, uri=folder, settings=place.engine, on_progress=place.follow(step, "evidence")
+                )
+        with place.progress.step("evidence", features.num_images) as step:
+            if num_classes > settings.exact_classes:
+                write_means(job, references[0])
+            prototypes(job)
+            shards = list(features.shards)
+            for position, _ in map_shards(image_shard, shards, job):
+                step.advance(shards[position].rows)
+            for _ in map_shards(class_shard, features.class_ranges(), job):
+                pass
+    written = [{"file": f"{s.name}.parquet", "rows": s.rows} for s in features.shards]
+    return stage.finish(written)
+
+
+def head_name(fold: int) -> str:
+    return f"head-{fold}.safetensors"
+
+
+def heads_loop(worker: Worker, job: Job) -> None:
+    own = job.features.read_all(job.features.deal(worker.world)[worker.rank])
+    weight_N = np.ones(len(own), np.float32)
+    if job.weights_uri is not None:
+        weight_N = np.nan_to_num(read_array(job.weights_uri)[own.row_N])
+    heads = fit_out_of_fold_heads(
+        own.feature_ND.astype(np.float32),
+        own.label_N.astype(np.int64),
+        weight_N,
+        own.row_N,
+        job.num_classes,
+        job.heads,
+        seed=job.seed,
+        folds=job.settings.row_folds,
+        collectives=worker.collectives,
+        device=worker.device,
+    )
+    if worker.rank == 0:
+        for fold, head in enumerate(heads):
+            uris.write_bytes(uris.join(worker.uri, head_name(fold)), head_to_bytes(head))
+
+
+def out_of_fold(job: Job) -> OutOfFold:
+    heads = [
+        head_from_bytes(uris.read_bytes(uris.join(job.folder, head_name(f)))) for f in range(job.settings.row_folds)
+    ]
+    return OutOfFold([head.frozen() for head in heads], job.seed)
+
+
+def prototypes(job: Job) -> None:
+    """Mean feature of all images, then prototypes of classes: sums over shards, added up here."""
+    total_D, images = np.zeros(job.features.width), 0
+    for _, (sum_D, n) in map_shards(feature_sum, list(job.features.shards), job):
+        total_D, images = total_D + sum_D, images + n
+    centre_D = (total_D / max(images, 1)).astype(np.float32)
+    sums = ClassSums(np.zeros(job.num_classes), np.zeros((job.num_classes, job.features.width)))
+    # Added in the order of the shards, so that rounding does not depend on which task was first.
+    found: dict[int, ClassSums] = dict(map_shards(sums_of_shard, list(job.features.shards), job, centre_D))
+    for position in sorted(found):
+        sums = sums + found[position]
+    write_array(uris.join(job.folder, "centre.npy"), centre_D)
+    write_array(uris.join(job.folder, "prototypes.npy"), denoised_prototypes(sums))
+
+
+def feature_sum(shard: Shard, job: Job) -> tuple[np.ndarray, int]:
+    features = job.features.read(shard)
+    return features.feature_ND.astype(np.float64).sum(axis=0), len(features)
+
+
+def compared(job: Job, feature_ND: np.ndarray) -> Compared:
+    """All classes when there are few; otherwise those whose mean references are nearest, and a sampled tail."""
+    if job.num_classes <= job.settings.exact_classes:
+        return Compared(job.num_classes)
+    candidate_NM = nearest_classes(
+        feature_ND,
+        read_array(uris.join(job.folder, "means.npy")),
+        read_array(uris.join(job.folder, "means_label.npy")),
+        job.settings.candidates,
+    )
+    return Compared.candidates(candidate_NM, job.num_classes, tail=job.settings.tail, seed=job.seed)
+
+
+def nearest_classes(feature_ND: np.ndarray, mean_CD: np.ndarray, label_C: np.ndarray, most: int) -> np.ndarray:
+    """int64 [N, M]: the classes whose mean is most like each image, by cosine; -1 where there are fewer classes."""
+    import faiss
+
+    faiss.omp_set_num_threads(1)
+    index = faiss.IndexFlatIP(mean_CD.shape[1])
+    index.add(unit(mean_CD))
+    found_NM = index.search(unit(feature_ND), most)[1]
+    return np.where(found_NM >= 0, label_C[found_NM], -1)
+
+
+def unit(vector_XD: np.ndarray) -> np.ndarray:
+    return vector_XD / np.maximum(np.linalg.norm(vector_XD, axis=1, keepdims=True), 1e-12)
+
+
+def write_means(job: Job, references: str) -> None:
+    """Mean reference of each class, centred like the features: what candidates are searched among."""
+    sets = references_stage.read(references, job.features.class_ranges(), job.features.width)
+    write_array(uris.join(job.folder, "means.npy"), sets.mean_CD())
+    write_array(uris.join(job.folder, "means_label.npy"), sets.label_C)
+
+
+def sums_of_shard(shard: Shard, job: Job, centre_D: np.ndarray) -> ClassSums:
+    features = job.features.read(shard)
+    feature_ND = features.feature_ND.astype(np.float32)
+    class_N = features.label_N.astype(np.int64)
+    log_probability_N = own_log_probability(
+        out_of_fold(job), feature_ND, class_N, features.row_N, compared(job, feature_ND)
+    )
+    return class_sums(feature_ND, class_N, log_probability_N, centre_D, job.num_classes)
+
+
+def image_shard(shard: Shard, job: Job) -> None:
+    features = job.features.read(shard)
+    feature_ND = features.feature_ND.astype(np.float32)
+    found = image_signals(
+        out_of_fold(job),
+        read_array(uris.join(job.folder, "prototypes.npy")),
+        feature_ND,
+        features.label_N.astype(np.int64),
+        features.row_N,
+        read_array(uris.join(job.folder, "centre.npy")),
+        compared(job, feature_ND),
+    )
+    columns: dict[str, Any] = {"row": features.row_N, "label": features.label_N} | found.signals
+    columns |= {"best_other": found.best_other_N.astype(np.int32)}
+    columns |= {"best_other_log_probability": found.best_other_log_probability_N}
+    write_table(uris.join(job.folder, "images", f"{shard.name}.parquet"), pa.table(columns))
+
+
+def class_shard(shards: list[Shard], job: Job) -> None:
+    """The signals relative to the class, for all parts of a range of classes together."""
+    tables = [read_table(uris.join(job.folder, "images", f"{s.name}.parquet")) for s in shards]
+    table = pa.concat_tables(tables)
+    signals = {name: table[name].to_numpy() for name in table.column_names}
+    found = class_signals(signals, signals["label"])
+    for name, value_N in found.items():
+        table = table.append_column(name, pa.array(value_N, pa.float32()))
+    start = 0
+    for shard, part in zip(shards, tables, strict=True):
+        write_table(uris.join(job.folder, f"{shard.name}.parquet"), table.slice(start, part.num_rows))
+        start += part.num_rows

@@ -1,0 +1,89 @@
+"""Settings of stages that are not the settings of one model, loop or reader."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+FROZEN = ConfigDict(frozen=True, extra="forbid")
+
+DetectorName = Literal[
+    "transfer",
+    "cleannet",
+    "naive",
+    "classification_filtering",
+    "average",
+    "self_confidence",
+    "margin",
+    "prediction_disagrees",
+]
+TreatmentName = Literal["probability", "soft", "hard", "none"]
+
+
+class FeaturesSettings(BaseModel):
+    """How features are made and stored."""
+
+    model_config = FROZEN
+
+    batch_size: int = Field(64, ge=1, description="Images that the backbone takes at once.")
+    rows_per_file: int = Field(
+        0, ge=0, description="Images per file while features are made, the unit of resuming; 0 follows from the input."
+    )
+    shard_bytes: int = Field(
+        64 * 2**20, ge=2**10, description="Size of a class shard's features; what a task holds in memory."
+    )
+
+
+class ReferencesSettings(BaseModel):
+    """Reference sets: the feature vectors that stand for a class (CleanNet, section 3.1)."""
+
+    model_config = FROZEN
+
+    per_class: int = Field(0, ge=0, description="Vectors per class (the paper's 50); 0 follows --cleannet.preset.")
+    method: Literal["kmeans", "random"] = Field(
+        "kmeans", description="Centroids of the class's images, or a random sample of them (the paper's two ways)."
+    )
+    iterations: int = Field(10, ge=1, description="Rounds of k-means.")
+    max_images: int = Field(500, ge=1, description="Images of a class that its references are made from, at most.")
+
+
+class DetectorSettings(BaseModel):
+    """What decides that a label is wrong."""
+
+    model_config = FROZEN
+
+    name: DetectorName = Field(
+        "transfer", description="Method that fills the relevance table; others are reported beside."
+    )
+    delta: float | None = Field(
+        None,
+        description="Score below which a label is called wrong, on the detector's own scale (cleannet: cosine; transfer: "
+        "probability_correct); by default chosen on verification labels, whole classes held out.",
+    )
+    published_steps: int = Field(
+        0,
+        ge=0,
+        description="Also fit CleanNet as published (preset paper) for so many steps and report it beside the others; 0: no.",
+    )
+
+
+class TreatmentSettings(BaseModel):
+    """How the classifier is trained once it is known which labels are doubtful."""
+
+    model_config = FROZEN
+
+    name: TreatmentName = Field(
+        "probability",
+        description="Weights of the images: probability_correct, soft (Eq. 12), hard (Eq. 13), or none (all 1).",
+    )
+
+
+class EvaluateSettings(BaseModel):
+    """What is measured at the end, and how surely."""
+
+    model_config = FROZEN
+
+    resamples: int = Field(1000, ge=20, description="Bootstrap resamples behind the 95 % intervals.")
+    figures: bool = Field(True, description="Draw the figures and contact sheets.")
+    sheet_images: int = Field(48, ge=1, le=400, description="Pictures on the sheet of the images most surely wrong.")

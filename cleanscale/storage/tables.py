@@ -1,0 +1,30 @@
+"""Parquet tables on any file system, written whole or not at all."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cleanscale.storage import uris
+
+
+def write_table(uri: str, table: pa.Table | Sequence[pa.Table], metadata: Mapping[bytes, str] | None = None) -> int:
+    """Write a table, or several of one schema as a row group each. Returns the bytes written."""
+    groups = [table] if isinstance(table, pa.Table) else list(table)
+    form = groups[0].schema
+    if metadata:
+        form = form.with_metadata({**(form.metadata or {}), **{k: v.encode() for k, v in metadata.items()}})
+    sink = io.BytesIO()
+    with pq.ParquetWriter(sink, form, compression="zstd") as writer:
+        for group in groups:
+            writer.write_table(group.cast(form), row_group_size=max(1, group.num_rows))
+    uris.write_bytes(uri, sink.getvalue())
+    return sink.tell()
+
+
+def read_table(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
+    with uris.open_read(uri, block_bytes=4 << 20) as handle:
+        return pq.ParquetFile(handle).read(columns=None if columns is None else list(columns))

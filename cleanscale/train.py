@@ -1,0 +1,72 @@
+"""The main job: `python -m cleanscale.train [--config FILE] [--section.name value ...]`. `--help` explains every setting.
+
+Exit status: 0 done, 2 something that the user can mend (one message, no traceback), 1 anything else.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+from rich.logging import RichHandler
+
+from cleanscale.config import Settings, load
+from cleanscale.errors import CleanscaleError
+from cleanscale.reporting.progress import Progress
+from cleanscale.storage import uris
+
+log = logging.getLogger("cleanscale")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the job that the command line describes; returns the exit status."""
+    try:
+        settings = load(sys.argv[1:] if arguments is None else arguments)
+        progress = Progress()
+        start_logging(progress)
+        # A job that is stopped ends like one that is interrupted: tracking closes its run, Ray goes down.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        train(settings, progress)
+    except CleanscaleError as error:
+        sys.stderr.write(f"cleanscale: {error}\n")
+        return error.exit_status
+    except KeyboardInterrupt:
+        sys.stderr.write("cleanscale: stopped; the same command goes on from here\n")
+        return 1
+    return 0
+
+
+def train(settings: Settings, progress: Progress) -> None:
+    """The job with tracking around it and the summary at its end."""
+    from cleanscale.pipeline import run  # here because it imports Ray, which --help need not wait for
+    from cleanscale.reporting.terminal import print_summary, report_console
+    from cleanscale.tracking import tracked
+
+    uris.write_bytes(uris.join(settings.run_uri, ".writable"), b"")  # fails in seconds, before anything starts
+    with tracked(settings.tracking, settings.run_uri) as tracker:
+        tracker.parameters(settings.model_dump(mode="json"))
+        summary = run(settings, progress=progress, report=tracker.report)
+        for name in ("settings.toml", "metrics.json", "rejected.parquet"):
+            tracker.artifact(name, uris.read_bytes(uris.join(settings.run_uri, name)))
+        figures = uris.join(settings.run_uri, "figures")
+        for figure in uris.list_files(figures, (".png",)) if uris.exists(figures) else []:
+            tracker.artifact(f"figures/{figure.path}", uris.read_bytes(figure.uri))
+    print_summary(report_console(), summary)
+
+
+def start_logging(progress: Progress) -> None:
+    """Messages above the progress bars on a terminal; plain lines with the time elsewhere."""
+    if progress.on_terminal:
+        handler: logging.Handler = RichHandler(console=progress.console, show_path=False, show_level=False)
+        form = "%(message)s"
+    else:
+        handler, form = logging.StreamHandler(), "%(asctime)s %(message)s"
+    logging.basicConfig(level=logging.WARNING, format=form, datefmt="%H:%M:%S", handlers=[handler])
+    log.setLevel(os.environ.get("CLEANSCALE_LOG", "INFO").upper())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,52 @@
+"""Treatments that weigh images (CleanNet, Eq. 12-14): a doubtful label counts less in the classifier's loss.
+
+# N images
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from cleanscale.maths.sample_weights import soft_weight
+from cleanscale.schema import UNSEEN
+
+
+class Judged(NamedTuple):
+    """What is known of the labels of some images."""
+
+    relevance_N: np.ndarray
+    probability_correct_N: np.ndarray
+    mislabeled_N: np.ndarray  # bool
+    verified_N: np.ndarray  # 1 right, 0 wrong, -1 nobody looked
+
+
+def none(judged: Judged) -> np.ndarray:
+    """Every image counts 1: the classifier of round 0."""
+    return np.ones(len(judged.relevance_N), np.float32)
+
+
+def soft(judged: Judged) -> np.ndarray:
+    """Eq. 12: max(0, cosine)."""
+    return soft_weight(judged.relevance_N)
+
+
+def hard(judged: Judged) -> np.ndarray:
+    """Eq. 13: 1 unless the detector calls the label wrong (for `cleannet`: cosine below delta)."""
+    return (~judged.mislabeled_N).astype(np.float32)
+
+
+def probability(judged: Judged) -> np.ndarray:
+    """The probability that the label is right; where somebody looked, what they found."""
+    looked_N = judged.verified_N != UNSEEN
+    return np.where(looked_N, judged.verified_N, judged.probability_correct_N).astype(np.float32)
+
+
+TREATMENTS: dict[str, Callable[[Judged], np.ndarray]] = {
+    "none": none,
+    "soft": soft,
+    "hard": hard,
+    "probability": probability,
+}
