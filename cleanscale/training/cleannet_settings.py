@@ -53,14 +53,14 @@ class CleanNetSettings(BaseModel):
     references_per_class: int = Field(50, ge=1, description="Reference vectors that stand for a class.")
     steps: int = Field(60, ge=1, description="Optimiser steps of a fit with verification labels.")
     start_steps: int = Field(
-        300, ge=1, description="Optimiser steps of the fit without them that the others start from."
+        400, ge=1, description="Optimiser steps of the fit without them that the others start from."
     )
     class_folds: int = Field(3, ge=2, description="Folds of verified classes for cosines that did not see their class.")
     fold_start: Literal["unverified", "scratch"] = Field(
         "unverified", description="Fits begin from one fit without verification labels, or each from scratch."
     )
     classes_per_half: int = Field(
-        16, ge=1, description="Classes of the verified half of a batch, and of the other half."
+        32, ge=1, description="Classes of the verified half of a batch, and of the other half."
     )
     queries_per_class: int = Field(8, ge=1, description="Images drawn of each class of a batch.")
     references_per_step: int = Field(
@@ -86,7 +86,7 @@ class CleanNetSettings(BaseModel):
     )
     shared_projection: bool = Field(
         True,
-        description="Add one linear map of queries and attended references to both embeddings, which the paper has not.",
+        description="Add one linear map of queries and attended references to both embeddings (not in the paper).",
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="Share of input features dropped in training.")
     beta: float = Field(0.1, ge=0, description="Weight of the reconstruction error.")
