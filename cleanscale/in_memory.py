@@ -117,7 +117,7 @@ class WrongLabelFinder:
         centre_D = feature_ND.mean(axis=0, dtype=np.float64).astype(np.float32)
         compared = self._compared(feature_ND, class_N, num_classes, centre_D)
         own_N = maths.own_log_probability(heads, feature_ND, class_N, row_N, compared)
-        sums = maths.class_sums(feature_ND, class_N, own_N, centre_D, num_classes)
+        sums = maths.class_sums(feature_ND, class_N, own_N, centre_D)
         prototype_CD = maths.denoised_prototypes(sums)
         found = maths.image_signals(heads, prototype_CD, feature_ND, class_N, row_N, centre_D, compared)
         signals = found.signals | maths.class_signals(found.signals, class_N)
@@ -135,7 +135,7 @@ class WrongLabelFinder:
         if num_classes <= self.evidence.exact_classes:
             return maths.Compared(num_classes)
         even_N = np.zeros(len(class_N), np.float32)
-        prototype_CD = maths.denoised_prototypes(maths.class_sums(feature_ND, class_N, even_N, centre_D, num_classes))
+        prototype_CD = maths.denoised_prototypes(maths.class_sums(feature_ND, class_N, even_N, centre_D))
         candidate_NM = maths.nearest_classes(feature_ND, prototype_CD, centre_D, self.evidence.candidates)
         return maths.Compared.candidates(candidate_NM, num_classes, tail=self.evidence.tail, seed=self.seed)
 

@@ -16,13 +16,14 @@ tail that stands for the others, so that an image costs the same however many cl
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-from cleanscale.maths.keyed_random import Purpose, folds_of_rows, generator
+from cleanscale.maths.compared_classes import Compared, Others, blocks_of_rows, gathered_products
+from cleanscale.maths.keyed_random import folds_of_rows
 
 Signals = dict[str, np.ndarray]  # each float32 [N]
 
@@ -34,8 +35,6 @@ CLASS_SIGNALS = (
     "class_log_images",
 )
 SIGNALS = (*IMAGE_SIGNALS, *CLASS_SIGNALS)
-
-BLOCK_VALUES = 1 << 22  # float32 values of one block of rows: 16 MiB
 
 
 class Scorer(Protocol):
@@ -68,7 +67,10 @@ class OutOfFold:
             at = np.flatnonzero(fold_B == fold)
             if len(at):
                 embedded_XH = scorer.embed(feature_BD[at])
-                own_B[at] = _dot(embedded_XH, scorer.weight_CH, class_B[at, None])[:, 0] + scorer.bias_C[class_B[at]]
+                own_B[at] = (
+                    gathered_products(embedded_XH, scorer.weight_CH, class_B[at, None])[:, 0]
+                    + scorer.bias_C[class_B[at]]
+                )
                 bias_XK = scorer.bias_C if others.candidate_BM is None else scorer.bias_C[others.classes(at)]
                 other_BK[at] = others.products(embedded_XH, scorer.weight_CH, at) + bias_XK
         return own_B, other_BK
@@ -76,80 +78,30 @@ class OutOfFold:
 
 @dataclass(frozen=True)
 class ClassSums:
-    """What a shard adds to the prototypes of its classes; sums of several shards add up."""
+    """What a shard adds to the prototypes of its classes `first` .. `first` + C - 1; sums of several shards add up."""
 
     weight_C: np.ndarray  # float64: sum over images of the out-of-fold probability of their noisy label
     direction_CD: np.ndarray  # float64: the same sum, times the image's centred feature of length 1
+    first: int = 0
+
+    @property
+    def end(self) -> int:
+        return self.first + len(self.weight_C)
 
     def __add__(self, other: ClassSums) -> ClassSums:
-        return ClassSums(self.weight_C + other.weight_C, self.direction_CD + other.direction_CD)
+        first, end = min(self.first, other.first), max(self.end, other.end)
+        total = ClassSums(np.zeros(end - first), np.zeros((end - first, self.direction_CD.shape[1])), first)
+        total += self
+        total += other
+        return total
 
-
-@dataclass(frozen=True)
-class Compared:
-    """Which classes the images of a shard are compared with: all, or candidates and a sampled tail.
-
-    The classes of the tail stand for all those that are neither candidates nor the own class (importance weights);
-    they are drawn anew for each seed and are the same for all images.
-    """
-
-    num_classes: int
-    candidate_NM: np.ndarray | None = None  # int; may hold the own class and repetitions; -1 where there is none
-    tail_S: np.ndarray | None = None
-
-    @classmethod
-    def candidates(cls, candidate_NM: np.ndarray, num_classes: int, *, tail: int, seed: int) -> Compared:
-        random = generator(seed, Purpose.CANDIDATES)
-        tail_S = np.sort(random.choice(num_classes, min(tail, num_classes), replace=False))
-        return cls(num_classes, np.asarray(candidate_NM, np.int64), tail_S)
-
-    def blocks(self, images: int, width: int) -> Iterator[slice]:
-        """Rows to work on together; `width` of what is gathered for each candidate."""
-        each = self.num_classes if self.candidate_NM is None else self.candidate_NM.shape[1] * width
-        return _blocks(images, max(each, width))
-
-    def others(self, class_B: np.ndarray, rows: slice) -> Others:
-        if self.candidate_NM is None or self.tail_S is None:
-            log_count_BC = np.zeros((len(class_B), self.num_classes), np.float32)
-            log_count_BC[np.arange(len(class_B)), class_B] = -np.inf
-            return Others(log_count_BC)
-        candidate_BM = self.candidate_NM[rows]
-        near_BX = np.concatenate([class_B[:, None], candidate_BM], axis=1)
-        real_BM = (candidate_BM >= 0) & ~_seen_before(near_BX)[:, 1:]
-        real_BS = np.ones((len(class_B), len(self.tail_S)), bool)
-        at_BX = np.minimum(np.searchsorted(self.tail_S, near_BX), len(self.tail_S) - 1)
-        image, column = np.nonzero(self.tail_S[at_BX] == near_BX)
-        real_BS[image, at_BX[image, column]] = False
-        rest_B = self.num_classes - 1 - real_BM.sum(axis=1)
-        each_B = rest_B / np.maximum(real_BS.sum(axis=1), 1)
-        with np.errstate(divide="ignore"):
-            log_count_BK = np.log(np.concatenate([real_BM, real_BS * each_B[:, None]], axis=1, dtype=np.float32))
-        return Others(log_count_BK, np.maximum(candidate_BM, 0), self.tail_S)
-
-
-@dataclass(frozen=True)
-class Others:
-    """The classes that a block of images is compared with: all (column k is class k), or candidates, then the tail."""
-
-    log_count_BK: (
-        np.ndarray
-    )  # log of how many classes the column stands for; -inf: left out, as the own class always is
-    candidate_BM: np.ndarray | None = None
-    tail_S: np.ndarray | None = None
-
-    def classes(self, at_X: np.ndarray) -> np.ndarray:
-        """int [X, K]: the classes of the columns for some images of the block."""
-        if self.candidate_BM is None or self.tail_S is None:
-            return np.broadcast_to(np.arange(self.log_count_BK.shape[1]), (len(at_X), self.log_count_BK.shape[1]))
-        tail_XS = np.broadcast_to(self.tail_S, (len(at_X), len(self.tail_S)))
-        return np.concatenate([self.candidate_BM[at_X], tail_XS], axis=1)
-
-    def products(self, vector_XH: np.ndarray, class_CH: np.ndarray, at_X: np.ndarray) -> np.ndarray:
-        """[X, K] dot products of some images of the block with the vectors of their classes."""
-        if self.candidate_BM is None or self.tail_S is None:
-            return vector_XH @ class_CH.T
-        near_XM = _dot(vector_XH, class_CH, self.candidate_BM[at_X])
-        return np.concatenate([near_XM, vector_XH @ class_CH[self.tail_S].T], axis=1)
+    def __iadd__(self, other: ClassSums) -> ClassSums:
+        """In place, for sums over very many classes: `other` must lie inside."""
+        assert self.first <= other.first <= other.end <= self.end
+        at = slice(other.first - self.first, other.end - self.first)
+        self.weight_C[at] += other.weight_C
+        self.direction_CD[at] += other.direction_CD
+        return self
 
 
 def own_log_probability(
@@ -163,26 +115,37 @@ def own_log_probability(
 
 
 def class_sums(
-    feature_ND: np.ndarray, class_N: np.ndarray, log_probability_N: np.ndarray, centre_D: np.ndarray, num_classes: int
+    feature_ND: np.ndarray, class_N: np.ndarray, log_probability_N: np.ndarray, centre_D: np.ndarray
 ) -> ClassSums:
-    """Sums for prototypes: images count by the out-of-fold probability that their noisy label gets."""
-    direction_CD = np.zeros((num_classes, feature_ND.shape[1]))
-    order = np.argsort(class_N, kind="stable")
+    """Sums for prototypes, over the range of classes of these images alone.
+
+    Images count by the out-of-fold probability that their noisy label gets. `centre_D`: mean feature of all images.
+    """
+    first = int(class_N.min()) if len(class_N) else 0
+    within_N = class_N - first
+    size = int(within_N.max()) + 1 if len(class_N) else 0
+    direction_CD = np.zeros((size, feature_ND.shape[1]))
+    order = np.argsort(within_N, kind="stable")
     weight_N = np.exp(log_probability_N.astype(np.float64))
-    for rows in _blocks(len(order), feature_ND.shape[1]):
+    for rows in blocks_of_rows(len(order), feature_ND.shape[1]):
         image_B = order[rows]
         weighted_BD = _unit(feature_ND[image_B], centre_D) * weight_N[image_B, None]
-        label_X, start_X = np.unique(class_N[image_B], return_index=True)
+        label_X, start_X = np.unique(within_N[image_B], return_index=True)
         direction_CD[label_X] += np.add.reduceat(weighted_BD, start_X, axis=0)
-    return ClassSums(np.bincount(class_N, weight_N, minlength=num_classes), direction_CD)
+    return ClassSums(np.bincount(within_N, weight_N, minlength=size), direction_CD, first)
 
 
-def denoised_prototypes(sums: ClassSums) -> np.ndarray:
-    """float32 [C, D] of length 1; zeros for classes without images, which no image is then compared with."""
+def denoised_prototypes(sums: ClassSums, num_classes: int | None = None) -> np.ndarray:
+    """float32 [C, D] of length 1; zeros for classes without images, which no image is then compared with.
+
+    Without `num_classes` the sums must be those of all classes.
+    """
+    if num_classes is not None:
+        every = ClassSums(np.zeros(num_classes), np.zeros((num_classes, sums.direction_CD.shape[1])))
+        every += sums
+        sums = every
     length_C = np.linalg.norm(sums.direction_CD, axis=1, keepdims=True)
-    return np.divide(sums.direction_CD, length_C, out=np.zeros_like(sums.direction_CD), where=length_C > 0).astype(
-        np.float32
-    )
+    return (sums.direction_CD / np.where(length_C > 0, length_C, 1)).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -239,7 +202,7 @@ def cosine_to_class(
 ) -> np.ndarray:
     """float32 [N]: cosine of each image's centred feature to the vector of its class (0 where that is all zeros)."""
     cosine_N = np.empty(len(class_N), np.float32)
-    for rows in _blocks(len(class_N), 2 * feature_ND.shape[1]):
+    for rows in blocks_of_rows(len(class_N), 2 * feature_ND.shape[1]):
         vector_BD = vector_CD[class_N[rows]]
         length_B = np.maximum(np.linalg.norm(vector_BD, axis=1), 1e-12)
         cosine_N[rows] = np.einsum("bd,bd->b", _unit(feature_ND[rows], centre_D), vector_BD) / length_B
@@ -255,7 +218,7 @@ def nearest_classes(
     """
     count = min(candidates, len(prototype_CD))
     nearest_NM = np.empty((len(feature_ND), count), np.int64)
-    for rows in _blocks(len(feature_ND), len(prototype_CD)):
+    for rows in blocks_of_rows(len(feature_ND), len(prototype_CD)):
         cosine_BC = _unit(feature_ND[rows], centre_D) @ prototype_CD.T
         top_BM = np.argpartition(-cosine_BC, count - 1, axis=1)[:, :count]
         order_BM = np.argsort(-np.take_along_axis(cosine_BC, top_BM, 1), axis=1, kind="stable")
@@ -309,7 +272,7 @@ class _Comparison:
 
     def cosines(self, unit_BD: np.ndarray, class_B: np.ndarray, prototype_CD: np.ndarray) -> tuple[np.ndarray, ...]:
         """(cosine to the own prototype, that less the best of the others; classes without images have none)."""
-        own_B = _dot(unit_BD, prototype_CD, class_B[:, None])[:, 0]
+        own_B = gathered_products(unit_BD, prototype_CD, class_B[:, None])[:, 0]
         image_B = np.arange(len(class_B))
         cosine_BK = self.others.products(unit_BD, prototype_CD, image_B)
         present_C = np.abs(prototype_CD).max(axis=1) > 0
@@ -349,32 +312,10 @@ def _unit(feature_BD: np.ndarray, centre_D: np.ndarray) -> np.ndarray:
     return centred_BD / np.maximum(np.linalg.norm(centred_BD, axis=1, keepdims=True), 1e-12)
 
 
-def _seen_before(value_BX: np.ndarray) -> np.ndarray:
-    """bool [B, X]: an earlier column of the row holds the same value."""
-    order_BX = np.argsort(value_BX, axis=1, kind="stable")
-    sorted_BX = np.take_along_axis(value_BX, order_BX, axis=1)
-    again_BX = np.zeros(value_BX.shape, bool)
-    again_BX[:, 1:] = sorted_BX[:, 1:] == sorted_BX[:, :-1]
-    seen_BX = np.empty_like(again_BX)
-    np.put_along_axis(seen_BX, order_BX, again_BX, axis=1)
-    return seen_BX
-
-
 def _log_sum_exp(value_BX: np.ndarray) -> np.ndarray:
     top_B = value_BX.max(axis=1)
     return top_B + np.log(np.exp(value_BX - top_B[:, None]).sum(axis=1))
 
 
-def _dot(vector_BH: np.ndarray, class_CH: np.ndarray, class_BM: np.ndarray) -> np.ndarray:
-    """[B, M] products with the vectors of the classes named: a gather, never all classes."""
-    return np.matmul(class_CH[class_BM], vector_BH[:, :, None])[:, :, 0]
-
-
 def _width(heads: OutOfFold, feature_ND: np.ndarray) -> int:
     return max(feature_ND.shape[1], heads.scorers[0].weight_CH.shape[1])
-
-
-def _blocks(images: int, values_each: int) -> Iterator[slice]:
-    rows = max(1, BLOCK_VALUES // max(1, values_each))
-    for start in range(0, images, rows):
-        yield slice(start, min(start + rows, images))

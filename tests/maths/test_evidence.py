@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from cleanscale.maths import evidence
+from cleanscale.maths import compared_classes, evidence
 from cleanscale.maths.keyed_random import folds_of_rows
 from cleanscale.models.heads import FrozenHead
 
@@ -44,9 +44,9 @@ def all_signals(case, compared=None, parts=None):
     sums = None
     for at in parts:
         own = evidence.own_log_probability(heads, feature_ND[at], class_N[at], row_N[at], choose(at))
-        part = evidence.class_sums(feature_ND[at], class_N[at], own, centre_D, num_classes)
+        part = evidence.class_sums(feature_ND[at], class_N[at], own, centre_D)
         sums = part if sums is None else sums + part
-    prototype_CD = evidence.denoised_prototypes(sums)
+    prototype_CD = evidence.denoised_prototypes(sums, num_classes)
     found = {}
     for at in parts:
         step = evidence.image_signals(heads, prototype_CD, feature_ND[at], class_N[at], row_N[at], centre_D, choose(at))
@@ -135,7 +135,7 @@ def test_signals_do_not_depend_on_shard_count(shards):
 def test_signals_do_not_depend_on_block_size(monkeypatch):
     case = make_case()
     one, _ = all_signals(case)
-    monkeypatch.setattr(evidence, "BLOCK_VALUES", 64)
+    monkeypatch.setattr(compared_classes, "BLOCK_VALUES", 64)
     many, _ = all_signals(case)
     for name, value_N in one.items():
         np.testing.assert_allclose(many[name], value_N, atol=1e-5, err_msg=name)
