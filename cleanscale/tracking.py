@@ -1,4 +1,4 @@
-"""MLflow: one run for a training run, written by the driver alone. A tracking server that fails later never ends a run."""
+"""MLflow: one run for a training run, written by the driver alone. A server that fails later never ends a run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class TrackingSettings(BaseModel):
     enabled: bool = Field(True, description="Log the run with MLflow.")
     uri: str | None = Field(
         None,
-        description="MLflow tracking URI; by default MLFLOW_TRACKING_URI, and without it mlflow.db beside the run folders.",
+        description="MLflow tracking URI; by default MLFLOW_TRACKING_URI, else mlflow.db beside the run folders.",
     )
     experiment: str = Field("cleanscale", min_length=1, description="MLflow experiment that the run belongs to.")
 
@@ -105,7 +105,8 @@ def tracked(settings: TrackingSettings, run_uri: str) -> Iterator[Silent]:
     if store is None:
         if settings.enabled:
             log.warning(
-                "no MLflow store: %s is no local folder and MLFLOW_TRACKING_URI is not set; only the run folder holds the metrics",
+                "no MLflow store: %s is no local folder and MLFLOW_TRACKING_URI is not set; "
+                "only the run folder holds the metrics",
                 run_uri,
             )
         yield Silent()
@@ -155,7 +156,7 @@ def open_run(settings: TrackingSettings, run_uri: str, store: str) -> Tracker:
         )
     except Exception as error:
         raise ConfigError(
-            f"MLflow at {store!r} does not answer ({str(error).splitlines()[0]}); expected a tracking server or database; "
+            f"MLflow at {store!r} does not answer ({str(error).splitlines()[0]}); expected a server or a database; "
             "start it, correct MLFLOW_TRACKING_URI or --tracking.uri, or give --tracking.enabled false"
         ) from error
     write_json(uris.join(run_uri, RECORD), {"store": store, "run_id": run.info.run_id})

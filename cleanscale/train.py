@@ -1,4 +1,4 @@
-"""The main job: `python -m cleanscale.train [--config FILE] [--section.name value ...]`. `--help` explains every setting.
+"""The main job: `python -m cleanscale.train [--config FILE] [--section.name value ...]`. `--help` says what each does.
 
 Exit status: 0 done, 2 something that the user can mend (one message, no traceback), 1 anything else.
 """

@@ -1,4 +1,4 @@
-"""cache: copies of the images, resized once (`--data.cache_size`). Decoding originals is the largest cost of every pass.
+"""cache: images resized once (`--data.cache_size`). Decoding originals is what every pass pays most for.
 
 Rows keep their positions: a row that cannot be decoded has no image here, and is rejected where features are made.
 """

@@ -54,7 +54,7 @@ class FeatureShards:
         return Features.concatenate([self.read(s) for s in shards], self.width)
 
     def rows(self, row_M: np.ndarray, label_M: np.ndarray) -> Features:
-        """The features of these images (few: verified ones), each from its shard; images without a feature are absent."""
+        """The features of these (few, verified) images, each from its shard; images without a feature are absent."""
         wanted = [s for s in self.shards if s.contains(label_M, row_M).any()]
         pieces: list[Features] = [Features.empty(self.width)] * len(wanted)
         for position, piece in map_shards(pick_rows, wanted, self, np.sort(row_M)):

@@ -81,7 +81,7 @@ def run(
         written = second_pass(place, job, folder, width)
     if not any(w["rows"] for w in written):
         raise StageError(
-            f"none of {data.num_accepted} images could be decoded; expected JPEG, PNG, WebP or another image format in the "
+            f"none of {data.num_accepted} images could be decoded; expected JPEG, PNG, WebP or another format in the "
             f"column --data.image ({data.settings.image!r}); see rejected.parquet for the reasons"
         )
     rejected = collect_rejected(data, row_files)
@@ -103,7 +103,7 @@ class Job:
 
 
 def default_rows_per_file(num_rows: int) -> int:
-    """Some 64 files of a small input, so that little is lost when it is interrupted; few and large ones of a big input."""
+    """Some 64 files of a small input, so that little is lost by an interruption; few and large ones of a big input."""
     return int(np.clip(-(-num_rows // 64 // BLOCK_IMAGES) * BLOCK_IMAGES, 4 * BLOCK_IMAGES, 64 * BLOCK_IMAGES))
 
 

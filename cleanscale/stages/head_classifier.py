@@ -1,4 +1,4 @@
-"""classifier on features: only the fully connected layers train, because the backbone is frozen or the input is features.
+"""classifier on features: only the fully connected layers train: the backbone is frozen or the input is features.
 
 From round 2 the paper fixes the convolutional layers; with --backbone.frozen they are fixed from the start.
 """
@@ -91,9 +91,9 @@ def run(
         start[0] if start else None,
         place.seed,
     )
-    with place.timed("classifier", features.num_images * settings.epochs):
-        with place.progress.step(f"{name} on features", features.num_images * settings.epochs) as step:
-            train_on_workers(fit_loop, job, uri=folder, settings=place.engine, on_progress=place.follow(step, name))
+    images = features.num_images * settings.epochs
+    with place.timed("classifier", images), place.progress.step(f"{name} on features", images) as step:
+        train_on_workers(fit_loop, job, uri=folder, settings=place.engine, on_progress=place.follow(step, name))
     return stage.finish(notes={"epochs": settings.epochs})
 
 

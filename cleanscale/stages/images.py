@@ -29,7 +29,7 @@ class Images:
     seed: int
 
     def training(self, request: Request, epoch: int) -> dict[str, np.ndarray]:
-        """row [M], image uint8 [M, 3, S, S] as augmented in this epoch, ok [M]: False where nothing could be decoded."""
+        """row [M], image uint8 [M, 3, S, S] as augmented in this epoch, ok [M]: False where it did not decode."""
         row_M, decoded, ok_M = self.decoded(request, at_least=2 * self.size)  # a crop may show half a side
         image = train_images(decoded, row_M, self.size, seed=self.seed, epoch=epoch, settings=self.augmentation)
         return {"row": row_M, "image": image.numpy(), "ok": ok_M}
@@ -41,7 +41,7 @@ class Images:
         return {"row": row_M, "image": image.numpy(), "ok": ok_M}
 
     def decoded(self, request: Request, at_least: int) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
-        """(row [M], decoded RGB images [H, W, 3], ok [M]) in the order wanted; an unreadable image is black and not ok."""
+        """(row [M], RGB images [H, W, 3], ok [M]) in the order wanted; an unreadable image is black and not ok."""
         row_M, fragments = request
         images: dict[int, np.ndarray] = {}
         for fragment in fragments:

@@ -43,7 +43,7 @@ class Ingested:
     """One ingested input. Small: what is long lies in `folder` and is read when asked for."""
 
     folder: str
-    fingerprint: str
+    fingerprint: str  # of images and labels; verification labels have their own
     settings: DataSettings
     kind: str  # images | features
     num_rows: int
@@ -123,17 +123,18 @@ def run(place: Place, folder: str, uri: str, data: DataSettings, like: Ingested 
     notes = json.loads(uris.read_bytes(stage.path("ingested.json")))
     return Ingested(
         folder,
-        fingerprint(without_true_label(stage.key)),
+        fingerprint(images_alone(stage.key)),
         data,
         **(notes | {"parts": tuple((a, b) for a, b in notes["parts"])}),
         plan_uri=uris.join(folder, "plan.json"),
     )
 
 
-def without_true_label(key: dict[str, Any]) -> dict[str, Any]:
-    """What training stages depend on: naming true labels, which only the evaluation reads, redoes none of them."""
+def images_alone(key: dict[str, Any]) -> dict[str, Any]:
+    """What stages that use neither verification labels nor true labels depend on: new ones redo none of them."""
     settings = {name: value for name, value in key["settings"]["data"].items() if name != "true_label"}
-    return key | {"settings": {"data": settings}}
+    inputs = {name: value for name, value in key["inputs"].items() if name != "verification"}
+    return key | {"settings": {"data": settings}, "inputs": inputs}
 
 
 # Settings that change what is read; where the files lie does not, their fingerprint does.
@@ -270,7 +271,7 @@ def gather(path: Any, plan: Plan, parts: list[dict[str, Any]], label_map: LabelM
         counts = pc.value_counts(rejected_table["reason"]).to_pylist()
         reasons = "; ".join(f"{c['counts']} x {c['values']}" for c in counts[:3])
         raise DataError(
-            f"none of {plan.num_rows} rows can be used ({reasons}); expected ids and labels in the columns --data.id and "
+            f"none of {plan.num_rows} rows can be used ({reasons}); expected ids and labels in columns --data.id and "
             "--data.label; name the right ones"
         )
     write_array(path("label.npy"), label_N)

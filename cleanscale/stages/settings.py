@@ -58,13 +58,13 @@ class DetectorSettings(BaseModel):
     )
     delta: float | None = Field(
         None,
-        description="Score below which a label is called wrong, on the detector's own scale (cleannet: cosine; transfer: "
+        description="Score below which a label is called wrong, on the detector's scale (cleannet: cosine; transfer: "
         "probability_correct); by default chosen on verification labels, whole classes held out.",
     )
     published_steps: int = Field(
         0,
         ge=0,
-        description="Also fit CleanNet as published (preset paper) for so many steps and report it beside the others; 0: no.",
+        description="Also fit CleanNet as published (preset paper) for so many steps and report it too; 0: no.",
     )
 
 

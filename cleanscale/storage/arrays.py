@@ -1,4 +1,4 @@
-"""Arrays by row on any file system: one value per image, read in ranges and never as a whole where that is not needed."""
+"""Arrays by row on any file system: one value per image, read in ranges, and as a whole only where needed."""
 
 from __future__ import annotations
 

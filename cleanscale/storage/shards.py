@@ -15,7 +15,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Shard:
-    """Images whose original label is in [label_start, label_stop) and, of a class in several parts, one part of them."""
+    """Images whose original label is in [label_start, label_stop); of a class in several parts, one part."""
 
     index: int
     label_start: int
