@@ -32,13 +32,13 @@ class Images:
         """row [M], image uint8 [M, 3, S, S] as augmented in this epoch, ok [M]: False where it did not decode."""
         row_M, decoded, ok_M = self.decoded(request, at_least=2 * self.size)  # a crop may show half a side
         image = train_images(decoded, row_M, self.size, seed=self.seed, epoch=epoch, settings=self.augmentation)
-        return {"row": row_M, "image": image.numpy(), "ok": ok_M}
+        return {"row": row_M, "image": image, "ok": ok_M}
 
     def evaluation(self, request: Request) -> dict[str, np.ndarray]:
         """row [M], image uint8 [M, 3, S, S] resized and cropped without randomness, ok [M], reason [M]."""
         row_M, decoded, ok_M = self.decoded(request, at_least=round(self.size / self.augmentation.evaluation_crop))
         image = evaluation_images(decoded, self.size, settings=self.augmentation)
-        return {"row": row_M, "image": image.numpy(), "ok": ok_M}
+        return {"row": row_M, "image": image, "ok": ok_M}
 
     def decoded(self, request: Request, at_least: int) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
         """(row [M], RGB images [H, W, 3], ok [M]) in the order wanted; an unreadable image is black and not ok."""
