@@ -248,7 +248,7 @@ def _lloyd(
     cost_BKN += np.where(valid_BN, np.diagonal(gram_BNN, axis1=1, axis2=2) / 2, np.inf)[:, None]
     vector_BKD = _sums(points_BND, cluster_BN, valid_BN, per_class) * inverse_BK[:, :, None].astype(np.float32)
     nearest_BK = cost_BKN.argmin(axis=2)
-    used_BK = count_BK > 0
+    used_BK = np.greater(count_BK, 0)
     return [
         (vector_BKD[b, used_K], count_BK[b, used_K].astype(np.int32), nearest_BK[b, used_K])
         for b, used_K in enumerate(used_BK)

@@ -91,7 +91,7 @@ class CleanNet(nn.Module):
         assert self.shared is not None
         self.shared.weight.zero_()[: len(component_XD)] = component_XD
         for last in (self.class_layer[0], self.query_encoder[3]):
-            last.weight *= 0.3
+            last.weight.mul_(0.3)
             last.bias.zero_()
 
     def transformed(self, feature_XD: torch.Tensor) -> torch.Tensor:

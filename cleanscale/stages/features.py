@@ -7,6 +7,9 @@ gathers its shard from all files. Features that the user brings enter at the sec
 # M rows of a block, D feature width
 """
 
+# pyarrow.compute makes its functions when it is imported, which pyright cannot see.
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import logging

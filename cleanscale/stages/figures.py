@@ -1,8 +1,10 @@
 """figures: curves where the truth is known, and contact sheets of what was found, as PNG in the run folder."""
 
+# pyarrow.compute makes its functions when it is imported, which pyright cannot see.
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -104,7 +106,7 @@ def attended_sheet(data: Ingested, class_index: str) -> bytes:
     ]
     pictures = read_pictures(data, np.unique(np.array(wanted, np.int64)))
 
-    def shown(one: dict[str, Any], positions: Sequence[int]) -> list[tuple[np.ndarray, float]]:
+    def shown(one: dict[str, Any], positions: np.ndarray) -> list[tuple[np.ndarray, float]]:
         return [(pictures[one["nearest_rows"][k]], one["attention"][k]) for k in positions]
 
     classes = [

@@ -5,6 +5,9 @@ Images stay where they lie; `--data.cache_size` (stages/cache.py) keeps resized 
 # N rows of the input, C classes
 """
 
+# pyarrow.compute makes its functions when it is imported, which pyright cannot see.
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import json

@@ -13,7 +13,7 @@ from cleanscale.storage import uris
 
 def write_table(uri: str, table: pa.Table | Sequence[pa.Table], metadata: Mapping[bytes, str] | None = None) -> int:
     """Write a table, or several of one schema as a row group each. Returns the bytes written."""
-    groups = [table] if isinstance(table, pa.Table) else list(table)
+    groups: list[pa.Table] = [table] if isinstance(table, pa.Table) else list(table)  # pyright: ignore[reportAssignmentType]
     form = groups[0].schema
     if metadata:
         form = form.with_metadata({**(form.metadata or {}), **{k: v.encode() for k, v in metadata.items()}})
