@@ -29,7 +29,8 @@ from cleanscale.engine.settings import EngineSettings
 from cleanscale.models.backbones import BackboneSettings
 from cleanscale.models.classifier import build_classifier, classifier_to_bytes
 from cleanscale.stages import classifier as classifier_stage
-from cleanscale.stages.features import BLOCK_IMAGES, Extractor
+from cleanscale.stages.extractor import Extractor
+from cleanscale.stages.features import BLOCK_IMAGES
 from cleanscale.stages.images import Images, requests_in_order
 from cleanscale.training.transforms import AugmentationSettings, evaluation_images
 
@@ -76,9 +77,7 @@ def with_stage(
     reader = Images(data, augmentation, classifier_stage.load(folder).backbone.image_size, seed=0)
     import numpy as np
 
-    blocks = stream(
-        requests_in_order(plan, np.arange(images), BLOCK_IMAGES), reader.evaluation, num_cpus=decode_cpus(engine)
-    )
+    blocks = stream(requests_in_order(plan, np.arange(images), BLOCK_IMAGES), reader.evaluation, num_cpus=decode_cpus())
     arguments = {"classifier": folder, "batch_size": batch, "use_gpu": engine.use_gpu}
     counts = through_actors(
         blocks, Extractor, arguments, rows_per_write=BLOCK_IMAGES, write=lambda t: {"rows": t.num_rows}, settings=engine

@@ -49,8 +49,8 @@ def batches(dataset: ray.data.Dataset, batch_size: int) -> Iterator[Block]:
         raise users_error(error) or error from error
 
 
-def decode_cpus(settings: EngineSettings) -> float:
-    """Cores of one decoding task beside `num_workers` training workers: small machines share what is left."""
+def decode_cpus() -> float:
+    """Cores of one decoding task: a small machine's last half is shared with training workers and actors."""
     return min(1.0, cluster_cpus() / 2)
 
 

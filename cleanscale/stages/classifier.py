@@ -17,7 +17,6 @@ import numpy as np
 import torch
 
 from cleanscale.engine.data import batches, decode_cpus, stream
-from cleanscale.engine.settings import EngineSettings
 from cleanscale.engine.train import Worker, train_on_workers
 from cleanscale.maths.epoch_plan import epoch_windows, steps_per_epoch
 from cleanscale.models.backbones import BackboneSettings
@@ -43,7 +42,6 @@ class Job:
     backbone: BackboneSettings
     augmentation: AugmentationSettings
     classifier: ClassifierSettings
-    engine: EngineSettings
     round_number: int
     seed: int
     weights_uri: str | None
@@ -89,7 +87,6 @@ def run(
         backbone,
         augmentation,
         classifier,
-        place.engine,
         round_number,
         place.seed,
         weights[0] if weights else None,
@@ -132,9 +129,7 @@ def train_loop(worker: Worker, job: Job) -> None:
     def epoch_batches(epoch: int) -> Iterator[Batch]:
         windows = epoch_windows(len(row_N), CHUNK_IMAGES, WINDOW_CHUNKS, job.seed, epoch, worker.rank, worker.world)
         requests = [request(plan, row_N[position_M]) for position_M in windows]
-        blocks = batches(
-            stream(requests, partial(images.training, epoch=epoch), num_cpus=decode_cpus(job.engine)), batch
-        )
+        blocks = batches(stream(requests, partial(images.training, epoch=epoch), num_cpus=decode_cpus()), batch)
         for step, block in enumerate(filled(blocks, batch, steps)):
             worker.say((epoch + step / steps) * len(row_N), course.epochs * len(row_N), "images")
             yield as_batch(block, label_R, weight_R)

@@ -136,7 +136,7 @@ def prototypes(job: Job) -> None:
     # Added in the order of the shards, so that rounding does not depend on which task was first.
     found: dict[int, ClassSums] = dict(map_shards(sums_of_shard, list(job.features.shards), job, centre_D))
     for position in sorted(found):
-        sums = sums + found[position]
+        sums += found[position]
     write_array(uris.join(job.folder, "centre.npy"), centre_D)
     write_array(uris.join(job.folder, "prototypes.npy"), denoised_prototypes(sums))
 
@@ -188,7 +188,7 @@ def sums_of_shard(shard: Shard, job: Job, centre_D: np.ndarray) -> ClassSums:
     log_probability_N = own_log_probability(
         out_of_fold(job), feature_ND, class_N, features.row_N, compared(job, feature_ND)
     )
-    return class_sums(feature_ND, class_N, log_probability_N, centre_D, job.num_classes)
+    return class_sums(feature_ND, class_N, log_probability_N, centre_D)
 
 
 def image_shard(shard: Shard, job: Job) -> None:

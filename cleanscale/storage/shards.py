@@ -37,7 +37,7 @@ class Shard:
         return asdict(self)
 
 
-def part_of_rows(row_N: np.ndarray, parts: int) -> np.ndarray:
+def part_of_rows(row_N: np.ndarray, parts: int | np.ndarray) -> np.ndarray:
     """int64 [N]: neighbouring rows go to different parts, so parts stay equal however the input is sorted."""
     return row_N % parts
 
