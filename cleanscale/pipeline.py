@@ -27,7 +27,6 @@ from cleanscale.stages import (
     evaluate,
     evidence,
     features,
-    figures,
     glyphs,
     head_classifier,
     ingest,
@@ -359,6 +358,8 @@ def draw(
     judged: Judgements | None,
     numbers: dict[str, Any],
 ) -> None:
+    from cleanscale.stages import figures  # matplotlib stays out of memory while workers train
+
     index = place.round_path(settings.run.rounds - 1, "class_index")
     with place.timed("figures"):
         figures.run(

@@ -55,6 +55,8 @@ def start(settings: EngineSettings) -> None:
     # Ray's own messages of level INFO say nothing that a user of this tool can act on.
     quiet = {"logging_level": logging.WARNING, "log_to_driver": False, "configure_logging": True}
     if address is None:
+        # One machine is not pre-empted by a cloud: the watcher would only take 110 MB beside every training stage.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         ray.init(
             num_cpus=settings.num_cpus,
             object_store_memory=settings.object_store_bytes,
