@@ -120,7 +120,8 @@ class WrongLabelFinder:
         sums = maths.class_sums(feature_ND, class_N, own_N, centre_D)
         prototype_CD = maths.denoised_prototypes(sums)
         found = maths.image_signals(heads, prototype_CD, feature_ND, class_N, row_N, centre_D, compared)
-        signals = found.signals | maths.class_signals(found.signals, class_N)
+        signals = found.signals | maths.class_signals(found.signals, class_N, found.best_other_N)
+        signals |= maths.other_class_signals(maths.class_statistics(sums), class_N, found.best_other_N)
         suggestion_N = np.maximum(found.best_other_N, 0)
         return _Collection(
             arrays,

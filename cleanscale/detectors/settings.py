@@ -10,7 +10,7 @@ class EvidenceSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    row_folds: int = Field(3, ge=2, description="Folds of images: each is scored by a head fitted on the other folds.")
+    row_folds: int = Field(4, ge=2, description="Folds of images: each is scored by a head fitted on the other folds.")
     class_folds: int = Field(3, ge=2, description="Folds of verified classes for fitting and calibrating detectors.")
     exact_classes: int = Field(
         1024, ge=2, description="Up to this many classes each image is compared with all of them."

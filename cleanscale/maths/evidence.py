@@ -3,9 +3,10 @@
 What they are made of is out of fold: the heads that score an image have not been trained on it. Per class shard,
 in three steps that exchange sums only:
 
-1. `own_log_probability` and `class_sums`; summed over shards they give `denoised_prototypes`;
+1. `own_log_probability` and `class_sums`; summed over shards they give `denoised_prototypes` and `class_statistics`;
 2. `image_signals`: log-probability, margin, rank, entropy, cosine to the prototype and its margin, best other class;
-3. `class_signals`: the same relative to the other images of the class, and class means.
+3. `class_signals`: the same relative to the other images of the class, class means, and how much of the class looks
+   like the best other class; `other_class_signals`: how large that class is and how sure its own images are.
 
 Step 3 needs all images of a class together, but only their few signals. The signals of an image do not depend on the
 number of shards. With few classes all of them are compared; with many, only the candidates of each image and a sampled
@@ -33,8 +34,11 @@ CLASS_SIGNALS = (
     *(f"{name}_in_class" for name in RANKED_SIGNALS),
     *(f"{name}_class_mean" for name in (*RANKED_SIGNALS, "probability", "agreement")),
     "class_log_images",
+    "pair_log_share",
 )
-SIGNALS = (*IMAGE_SIGNALS, *CLASS_SIGNALS)
+FLOOR = -30.0  # log-probabilities below are all alike, and -inf would not do as a signal
+OTHER_CLASS_SIGNALS = ("other_class_log_images", "other_class_log_probability")
+SIGNALS = (*IMAGE_SIGNALS, *CLASS_SIGNALS, *OTHER_CLASS_SIGNALS)
 
 
 class Scorer(Protocol):
@@ -80,9 +84,14 @@ class OutOfFold:
 class ClassSums:
     """What a shard adds to the prototypes of its classes `first` .. `first` + C - 1; sums of several shards add up."""
 
+    images_C: np.ndarray  # float64: number of images
     weight_C: np.ndarray  # float64: sum over images of the out-of-fold probability of their noisy label
     direction_CD: np.ndarray  # float64: the same sum, times the image's centred feature of length 1
     first: int = 0
+
+    @classmethod
+    def zeros(cls, num_classes: int, width: int, first: int = 0) -> ClassSums:
+        return cls(np.zeros(num_classes), np.zeros(num_classes), np.zeros((num_classes, width)), first)
 
     @property
     def end(self) -> int:
@@ -90,7 +99,7 @@ class ClassSums:
 
     def __add__(self, other: ClassSums) -> ClassSums:
         first, end = min(self.first, other.first), max(self.end, other.end)
-        total = ClassSums(np.zeros(end - first), np.zeros((end - first, self.direction_CD.shape[1])), first)
+        total = ClassSums.zeros(end - first, self.direction_CD.shape[1], first)
         total += self
         total += other
         return total
@@ -99,6 +108,7 @@ class ClassSums:
         """In place, for sums over very many classes: `other` must lie inside."""
         assert self.first <= other.first <= other.end <= self.end
         at = slice(other.first - self.first, other.end - self.first)
+        self.images_C[at] += other.images_C
         self.weight_C[at] += other.weight_C
         self.direction_CD[at] += other.direction_CD
         return self
@@ -124,28 +134,31 @@ def class_sums(
     first = int(class_N.min()) if len(class_N) else 0
     within_N = class_N - first
     size = int(within_N.max()) + 1 if len(class_N) else 0
-    direction_CD = np.zeros((size, feature_ND.shape[1]))
+    sums = ClassSums.zeros(size, feature_ND.shape[1], first)
     order = np.argsort(within_N, kind="stable")
     weight_N = np.exp(log_probability_N.astype(np.float64))
     for rows in blocks_of_rows(len(order), feature_ND.shape[1]):
         image_B = order[rows]
         weighted_BD = _unit(feature_ND[image_B], centre_D) * weight_N[image_B, None]
         label_X, start_X = np.unique(within_N[image_B], return_index=True)
-        direction_CD[label_X] += np.add.reduceat(weighted_BD, start_X, axis=0)
-    return ClassSums(np.bincount(within_N, weight_N, minlength=size), direction_CD, first)
+        sums.direction_CD[label_X] += np.add.reduceat(weighted_BD, start_X, axis=0)
+    sums.images_C[:] = np.bincount(within_N, minlength=size)
+    sums.weight_C[:] = np.bincount(within_N, weight_N, minlength=size)
+    return sums
 
 
-def denoised_prototypes(sums: ClassSums, num_classes: int | None = None) -> np.ndarray:
-    """float32 [C, D] of length 1; zeros for classes without images, which no image is then compared with.
-
-    Without `num_classes` the sums must be those of all classes.
-    """
-    if num_classes is not None:
-        every = ClassSums(np.zeros(num_classes), np.zeros((num_classes, sums.direction_CD.shape[1])))
-        every += sums
-        sums = every
+def denoised_prototypes(sums: ClassSums) -> np.ndarray:
+    """float32 [C, D] of length 1 from the sums of all classes; zeros for those without images: nothing is compared
+    with them."""
     length_C = np.linalg.norm(sums.direction_CD, axis=1, keepdims=True)
     return (sums.direction_CD / np.where(length_C > 0, length_C, 1)).astype(np.float32)
+
+
+def class_statistics(sums: ClassSums) -> np.ndarray:
+    """float32 [C, 2] from the sums of all classes: log of the number of images, log of their mean own probability."""
+    images_C = np.maximum(sums.images_C, 1)
+    mean_C = np.where(sums.images_C > 0, sums.weight_C / images_C, 1)
+    return np.stack([np.log(images_C), np.maximum(np.log(np.maximum(mean_C, 1e-30)), FLOOR)], axis=1).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -181,10 +194,12 @@ def image_signals(
     return ImageSignals(signals, best_N, best_log_probability_N)
 
 
-def class_signals(signals: Signals, class_N: np.ndarray) -> Signals:
+def class_signals(signals: Signals, class_N: np.ndarray, best_other_N: np.ndarray) -> Signals:
     """IMAGE_SIGNALS of all images of some classes -> CLASS_SIGNALS: logit of the rank within the class, class means.
 
-    A huge class that is kept in several parts must come together here; its features need not.
+    A huge class that is kept in several parts must come together here; its features need not. `pair_log_share`: how
+    much of the class looks like the best other class of the image: the probability that images with the same best
+    other class give to it, by the number of images of the class. Two classes that people confuse share many images.
     """
     grouped = _Grouped(class_N)
     found: Signals = {}
@@ -194,7 +209,17 @@ def class_signals(signals: Signals, class_N: np.ndarray) -> Signals:
     found["probability_class_mean"] = grouped.mean(np.exp(signals["log_probability"]))
     found["agreement_class_mean"] = grouped.mean(signals["margin"] >= 0)
     found["class_log_images"] = np.log(grouped.size_G)[grouped.group_N].astype(np.float32)
+    _, pair_N = np.unique(np.stack([class_N, best_other_N]), axis=1, return_inverse=True)
+    sum_P = np.bincount(pair_N, np.exp(signals["log_probability"] - signals["margin"], dtype=np.float64))
+    share_N = sum_P[pair_N] / grouped.size_G[grouped.group_N]
+    found["pair_log_share"] = np.log(np.maximum(share_N, 1e-30)).astype(np.float32)
     return {name: found[name] for name in CLASS_SIGNALS}
+
+
+def other_class_signals(statistic_C2: np.ndarray, class_N: np.ndarray, best_other_N: np.ndarray) -> Signals:
+    """OTHER_CLASS_SIGNALS: `class_statistics` of the best other class (of the own class where there is none)."""
+    statistic_N2 = statistic_C2[np.where(best_other_N >= 0, best_other_N, class_N)]
+    return {name: np.ascontiguousarray(statistic_N2[:, at]) for at, name in enumerate(OTHER_CLASS_SIGNALS)}
 
 
 def cosine_to_class(
@@ -279,9 +304,6 @@ class _Comparison:
         present_BK = present_C if self.others.candidate_BM is None else present_C[self.others.classes(image_B)]
         present_BK = present_BK & np.isfinite(self.others.log_count_BK)
         return own_B, own_B - np.where(present_BK, cosine_BK, -1).max(axis=1)
-
-
-FLOOR = -30.0  # log-probabilities below are all alike, and -inf would not do as a signal
 
 
 class _Grouped:

@@ -21,9 +21,11 @@ from cleanscale.maths.evidence import (
     Compared,
     OutOfFold,
     class_signals,
+    class_statistics,
     class_sums,
     denoised_prototypes,
     image_signals,
+    other_class_signals,
     own_log_probability,
 )
 from cleanscale.models.head_files import head_from_bytes, head_to_bytes
@@ -132,13 +134,14 @@ def prototypes(job: Job) -> None:
     for _, (sum_D, n) in map_shards(feature_sum, list(job.features.shards), job):
         total_D, images = total_D + sum_D, images + n
     centre_D = (total_D / max(images, 1)).astype(np.float32)
-    sums = ClassSums(np.zeros(job.num_classes), np.zeros((job.num_classes, job.features.width)))
+    sums = ClassSums.zeros(job.num_classes, job.features.width)
     # Added in the order of the shards, so that rounding does not depend on which task was first.
     found: dict[int, ClassSums] = dict(map_shards(sums_of_shard, list(job.features.shards), job, centre_D))
     for position in sorted(found):
         sums += found[position]
     write_array(uris.join(job.folder, "centre.npy"), centre_D)
     write_array(uris.join(job.folder, "prototypes.npy"), denoised_prototypes(sums))
+    write_array(uris.join(job.folder, "statistics.npy"), class_statistics(sums))
 
 
 def feature_sum(shard: Shard, job: Job) -> tuple[np.ndarray, int]:
@@ -214,7 +217,9 @@ def class_shard(shards: list[Shard], job: Job) -> None:
     tables = [read_table(uris.join(job.folder, "images", f"{s.name}.parquet")) for s in shards]
     table = pa.concat_tables(tables)
     signals = {name: table[name].to_numpy() for name in table.column_names}
-    found = class_signals(signals, signals["label"])
+    found = class_signals(signals, signals["label"], signals["best_other"])
+    statistic_C2 = read_array(uris.join(job.folder, "statistics.npy"))
+    found |= other_class_signals(statistic_C2, signals["label"], signals["best_other"])
     for name, value_N in found.items():
         table = table.append_column(name, pa.array(value_N, pa.float32()))
     start = 0

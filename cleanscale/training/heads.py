@@ -28,7 +28,7 @@ class HeadSettings(BaseModel):
 
     hidden_width: int = Field(512, description="Width of the hidden layer; 0 is softmax regression.", ge=0)
     dropout: float = Field(0.0, description="Share of inputs and of hidden units dropped in training.", ge=0, lt=1)
-    epochs: int = Field(10, description="Passes over the images.", ge=1)
+    epochs: int = Field(8, description="Passes over the images.", ge=1)
     batch: int = Field(512, description="Images per step over all workers.", ge=1)
     learning_rate: float = Field(2e-3, description="Peak learning rate of AdamW; falls to zero along a cosine.", gt=0)
     weight_decay: float = Field(0.02, description="Decoupled weight decay of AdamW.", ge=0)

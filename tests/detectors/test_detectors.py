@@ -8,7 +8,7 @@ from cleanscale.detectors import DETECTORS, Evidence, detector
 from cleanscale.detectors.base import class_fold_masks
 from cleanscale.errors import ConfigError, DataError
 from cleanscale.maths.calibration import sigmoid
-from cleanscale.maths.evidence import CLASS_SIGNALS, IMAGE_SIGNALS, class_signals
+from cleanscale.maths.evidence import IMAGE_SIGNALS, OTHER_CLASS_SIGNALS, SIGNALS, class_signals
 
 MORE_SIGNALS = ("reference_cosine", "cleannet_cosine")
 LEARNING = sorted(set(DETECTORS) - {"naive"})
@@ -24,7 +24,8 @@ def make_evidence(num_classes: int = 12, images: int = 150, seed: int = 0) -> tu
     signals = {name: noisy() for name in (*IMAGE_SIGNALS, *MORE_SIGNALS)}
     signals["log_rank"] = np.log1p(np.maximum(0, np.round(3 - 2 * signals["margin"]))).astype(np.float32)
     signals["log_probability"] = np.log(sigmoid(signals["log_probability"])).astype(np.float32)
-    signals |= class_signals(signals, label_N)
+    signals |= class_signals(signals, label_N, random.integers(0, num_classes, len(label_N)))
+    signals |= {name: noisy() * 0 for name in OTHER_CLASS_SIGNALS}
     return Evidence(np.arange(len(label_N)), label_N, signals), right_N
 
 
@@ -162,4 +163,4 @@ def test_evidence_that_is_missing_or_not_finite_is_named():
 
 
 def test_every_signal_that_transfer_wants_is_made():
-    assert set(DETECTORS["transfer"].signals) <= {*IMAGE_SIGNALS, *CLASS_SIGNALS}
+    assert set(DETECTORS["transfer"].signals) <= set(SIGNALS)

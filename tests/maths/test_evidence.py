@@ -45,12 +45,15 @@ def all_signals(case, compared=None, parts=None):
     for at in parts:
         own = evidence.own_log_probability(heads, feature_ND[at], class_N[at], row_N[at], choose(at))
         part = evidence.class_sums(feature_ND[at], class_N[at], own, centre_D)
-        sums = part if sums is None else sums + part
-    prototype_CD = evidence.denoised_prototypes(sums, num_classes)
+        sums = evidence.ClassSums.zeros(num_classes, WIDTH) + part if sums is None else sums + part
+    prototype_CD = evidence.denoised_prototypes(sums)
+    statistic_C2 = evidence.class_statistics(sums)
     found = {}
     for at in parts:
         step = evidence.image_signals(heads, prototype_CD, feature_ND[at], class_N[at], row_N[at], centre_D, choose(at))
-        values = step.signals | evidence.class_signals(step.signals, class_N[at])
+        values = step.signals | evidence.class_signals(step.signals, class_N[at], step.best_other_N)
+        values |= evidence.other_class_signals(statistic_C2, class_N[at], step.best_other_N)
+        assert set(values) == set(evidence.SIGNALS)
         values |= {"best": step.best_other_N, "best_log_probability": step.best_other_log_probability_N}
         for name, value in values.items():
             found.setdefault(name, np.empty(len(class_N)))[at] = value
@@ -98,11 +101,25 @@ def test_image_signals_are_what_plain_loops_compute():
         assert found["cosine_margin"][i] == pytest.approx(cosine - best, abs=1e-4)
 
 
+def test_signals_of_the_best_other_class_are_those_of_its_images():
+    case = make_case()
+    found, _ = all_signals(case)
+    for i, other in enumerate(found["best"].astype(int)):
+        mates = np.flatnonzero(case[2] == other)
+        if len(mates):
+            mean = np.exp(found["log_probability"][mates]).mean()
+            assert found["other_class_log_images"][i] == pytest.approx(math.log(len(mates)), abs=1e-5)
+            assert found["other_class_log_probability"][i] == pytest.approx(math.log(mean), abs=1e-4)
+        else:
+            assert found["other_class_log_images"][i] == 0
+
+
 def test_class_signals_are_what_plain_loops_compute():
     random = np.random.default_rng(1)
     class_N = random.integers(0, 4, 60)
     signals = {name: random.integers(-5, 5, 60).astype(np.float32) / 4 for name in evidence.IMAGE_SIGNALS}
-    found = evidence.class_signals(signals, class_N)
+    best_N = random.integers(4, 7, 60)
+    found = evidence.class_signals(signals, class_N, best_N)
     assert tuple(found) == evidence.CLASS_SIGNALS
     for i in range(60):
         mates = np.flatnonzero(class_N == class_N[i])
@@ -117,6 +134,9 @@ def test_class_signals_are_what_plain_loops_compute():
         )
         assert found["agreement_class_mean"][i] == pytest.approx((signals["margin"][mates] >= 0).mean())
         assert found["class_log_images"][i] == pytest.approx(math.log(len(mates)))
+        alike = [k for k in mates if best_N[k] == best_N[i]]
+        mass = sum(math.exp(signals["log_probability"][k] - signals["margin"][k]) for k in alike)
+        assert found["pair_log_share"][i] == pytest.approx(math.log(mass / len(mates)), abs=1e-5)
 
 
 @pytest.mark.parametrize("shards", [2, 7])
