@@ -74,7 +74,7 @@ class RunSettings(BaseModel):
 class Settings(BaseSettings):
     """All settings of a run."""
 
-    model_config = SettingsConfigDict(extra="forbid", frozen=True, nested_model_default_partial_update=True)
+    model_config = SettingsConfigDict(extra="forbid", frozen=True)
 
     run: RunSettings = RunSettings()
     data: DataSettings = DataSettings()
@@ -213,6 +213,10 @@ def resolved_toml(settings: Settings, class_names: Sequence[str] | None = None) 
     """The settings as used, the versions of what ran, and the names of the classes: a run folder's settings.toml."""
     document = without_none(settings.model_dump(mode="json"))
     document["run"]["uri"] = settings.run_uri
+    # Loaded again, every value here counts as given: what a preset set must stand in it, what gives way must not.
+    document["cleannet"] = without_none(settings.cleannet.resolved().model_dump(mode="json"))
+    if "epochs" not in settings.classifier.model_fields_set:
+        del document["classifier"]["epochs"]
     document["versions"] = versions()
     if class_names is not None:
         document["classes"] = {"names": list(class_names)}
