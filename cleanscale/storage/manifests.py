@@ -109,6 +109,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     ]
     inputs = before.get("inputs", {})
     changed += [f"its input '{name}' changed" for name, value in now["inputs"].items() if inputs.get(name) != value]
+    changed += [f"its input '{name}' is gone" for name in inputs if name not in now["inputs"]]
     return changed or ["this version of cleanscale makes it in another way"]
 
 
@@ -126,7 +127,7 @@ def read_json(uri: str) -> Any:
         return None
     try:
         return json.loads(uris.read_bytes(uri))
-    except json.JSONDecodeError:
+    except ValueError:  # no JSON, or no text at all
         return None
 
 
