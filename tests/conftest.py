@@ -1,0 +1,297 @@
+"""What tests of whole runs share: one Ray session, one S3 server, two small finished runs, and training without a group."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cleanscale.config import Settings, merge, validate
+from cleanscale.engine.session import session
+from cleanscale.engine.settings import EngineSettings
+from cleanscale.engine.train import Worker
+from cleanscale.stages import classifier, cleannet, evidence, head_classifier
+from cleanscale.training.collectives import Alone
+
+CPUS = 2
+SMALL: dict[str, Any] = {
+    "backbone": {"name": "test_resnet", "weights": "", "image_size": 16},
+    "augmentation": {"horizontal_flip": False, "evaluation_crop": 1.0},
+    "classifier": {"epochs": 3, "finetune_epochs": 1, "batch_size": 64, "optimizer": "adamw", "learning_rate": 0.004},
+    "cleannet": {"steps": 8, "start_steps": 12, "class_folds": 2, "references_per_class": 8, "classes_per_half": 4},
+    "heads": {"epochs": 2, "hidden_width": 16, "batch": 64},
+    "evidence": {"row_folds": 2, "class_folds": 2},
+    "evaluate": {"resamples": 20, "figures": False},
+    "engine": {"num_cpus": CPUS},
+}
+GLYPHS = {
+    "data": {"train": "glyphs"},
+    "glyphs": {
+        "classes": 8,
+        "train_per_class": 40,
+        "test_per_class": 6,
+        "size": 16,
+        "verified_classes": 4,
+        "verified_per_class": 15,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that has ended: its folder, what it was made with, how long it took and what it said."""
+
+    folder: Path
+    settings: Settings
+    seconds: float
+    said: list[str]
+
+
+@pytest.fixture(scope="session")
+def small_values() -> Callable[..., dict[str, Any]]:
+    """small_values(folder, {...}, ...): nested settings of a run of seconds; later ones win."""
+
+    def make(folder: Path | str, *more: dict[str, Any]) -> dict[str, Any]:
+        values = merge(SMALL, {"run": {"uri": str(folder)}})
+        for one in more:
+            values = merge(values, one)
+        return values
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def small_settings(small_values) -> Callable[..., Settings]:
+    """As `small_values`, as the settings that a run is given."""
+    return lambda folder, *more: validate(small_values(folder, *more))
+
+
+@pytest.fixture(scope="session")
+def s3_environment() -> Iterator[dict[str, str]]:
+    """The environment that finds an S3 server over HTTP with the bucket `runs-bucket`."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    environment = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        boto3.client("s3").create_bucket(Bucket="runs-bucket")
+    yield environment
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def ray_session(s3_environment) -> Iterator[None]:
+    """One Ray for all tests. Its workers know the S3 server, as they would on a cluster whose nodes have the variables."""
+    opened = contextlib.ExitStack()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3_environment.items():
+            patch.setenv(name, value)
+        opened.enter_context(session(EngineSettings(num_cpus=CPUS)))
+    with opened:
+        yield
+
+
+class LoneWorker(Worker):
+    """A training worker in the test's own process, without a worker group behind it."""
+
+    def checkpoint(self) -> dict[str, Any] | None:
+        return None
+
+    def save(self, state: Callable[[], dict[str, Any]], metrics: dict[str, Any]) -> None:
+        pass
+
+
+@pytest.fixture
+def train_here(ray_session, monkeypatch) -> None:
+    """Training loops run in the test's process: for tests that are not about worker groups, which take seconds to start."""
+    import torch
+
+    def train(loop: Any, config: Any, *, uri: str, **_: Any) -> None:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(CPUS)
+        try:
+            loop(LoneWorker(uri, "cpu", Alone()), config)
+        finally:
+            torch.set_num_threads(threads)
+
+    for module in (classifier, cleannet, evidence, head_classifier):
+        monkeypatch.setattr(module, "train_on_workers", train)
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[list[str]]:
+    """What the package logs during a `with`."""
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    log = logging.getLogger("cleanscale")
+    before = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield said
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)
+
+
+@pytest.fixture(scope="session")
+def finish(ray_session) -> Callable[[Settings], Finished]:
+    """finish(settings): run the job."""
+    from cleanscale.pipeline import run
+
+    def do(settings: Settings) -> Finished:
+        started = time.monotonic()
+        with listening() as said:
+            run(settings)
+        return Finished(Path(settings.run_uri), settings, time.monotonic() - started, said)
+
+    return do
+
+
+@pytest.fixture(scope="session")
+def call_main(ray_session) -> Callable[[list[str]], tuple[int, list[str]]]:
+    """call_main(arguments): the command line in this process; (exit status, what was logged)."""
+    import signal
+
+    from cleanscale.train import main
+
+    def call(arguments: list[str]) -> tuple[int, list[str]]:
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            with listening() as said:
+                return main(arguments), said
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def glyphs_toml(tmp_path_factory, small_values) -> Path:
+    """The settings of `glyphs_run` as a file."""
+    import tomli_w
+
+    root = tmp_path_factory.mktemp("glyphs")
+    values = small_values(root / "runs" / "small", GLYPHS, {"evaluate": {"figures": True}})
+    file = root / "small.toml"
+    file.write_text(tomli_w.dumps(values))
+    return file
+
+
+@pytest.fixture(scope="session")
+def glyphs_run(call_main, glyphs_toml) -> Finished:
+    """A run on images by the command line, with figures and tracking; tests look at it and copy it, none changes it."""
+    from cleanscale.config import load
+
+    started = time.monotonic()
+    status, said = call_main(["--config", str(glyphs_toml)])
+    assert status == 0, said
+    settings = load(["--config", str(glyphs_toml)])
+    return Finished(Path(settings.run_uri), settings, time.monotonic() - started, said)
+
+
+def feature_table(
+    classes: int = 8, per_class: int = 40, width: int = 16, wrong: float = 0.3, seed: int = 0
+) -> pa.Table:
+    """Features around class centres, 30 % wrong labels, 15 labels checked in each class of the first half."""
+    rng = np.random.default_rng([11, seed])
+    centre_CD = 1.5 * np.random.default_rng(5).standard_normal((classes, width))
+    true_N = rng.permutation(np.repeat(np.arange(classes), per_class))
+    feature_ND = (centre_CD[true_N] + rng.standard_normal((len(true_N), width))).astype(np.float32)
+    label_N = np.where(rng.random(len(true_N)) < wrong, rng.integers(classes, size=len(true_N)), true_N)
+    verified_N = np.full(len(true_N), -1, np.int8)
+    for label in range(classes // 2):
+        rows = np.flatnonzero(label_N == label)[:15]
+        verified_N[rows] = true_N[rows] == label
+    flat = pa.FixedSizeListArray.from_arrays(pa.array(feature_ND.reshape(-1)), width)
+    return pa.table(
+        {
+            "id": [f"image {k}" for k in range(len(true_N))],
+            "label": pa.array(label_N.astype(np.int32)),
+            "true_label": pa.array(true_N.astype(np.int32)),
+            "verified": pa.array(verified_N),
+            "feature": flat,
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def make_features() -> Callable[..., pa.Table]:
+    return feature_table
+
+
+@pytest.fixture(scope="session")
+def feature_data(tmp_path_factory) -> Path:
+    """A folder with train.parquet, test.parquet and clean.parquet of features."""
+    root = tmp_path_factory.mktemp("features")
+    pq.write_table(feature_table(), root / "train.parquet")
+    for name, seed in (("test", 1), ("clean", 2)):
+        right = feature_table(per_class=10, wrong=0.0, seed=seed).drop_columns(["verified", "true_label"])
+        pq.write_table(right, root / f"{name}.parquet")
+    return root
+
+
+@pytest.fixture(scope="session")
+def feature_values(feature_data) -> dict[str, Any]:
+    """The data settings of a run on `feature_data`."""
+    train, test = str(feature_data / "train.parquet"), str(feature_data / "test.parquet")
+    return {"data": {"train": train, "test": test, "verified": "verified", "true_label": "true_label"}}
+
+
+@pytest.fixture(scope="session")
+def features_run(finish, small_settings, feature_values, tmp_path_factory) -> Finished:
+    """A run on features; tests look at it and copy it, none changes it."""
+    return finish(small_settings(tmp_path_factory.mktemp("runs") / "features", feature_values))
+
+
+@pytest.fixture
+def copy_run(tmp_path) -> Callable[[Finished], Path]:
+    """copy_run(run): a copy of a finished run's folder, to go on from with other settings."""
+
+    def copy(run: Finished) -> Path:
+        return Path(shutil.copytree(run.folder, tmp_path / "copy"))
+
+    return copy
+
+
+def manifest_times(folder: Path) -> dict[str, int]:
+    """When each stage of a run was done: folder of the stage -> time of its manifest."""
+    return {
+        file.parent.relative_to(folder).as_posix(): file.stat().st_mtime_ns for file in folder.rglob("manifest.json")
+    }
+
+
+@pytest.fixture(scope="session")
+def stages_done() -> Callable[[Path], dict[str, int]]:
+    return manifest_times
+
+
+def read_tables(folder: Path) -> pa.Table:
+    """All Parquet tables of a folder as one, by row."""
+    return pa.concat_tables([pq.read_table(file) for file in sorted(folder.glob("*.parquet"))]).sort_by("row")
+
+
+@pytest.fixture(scope="session")
+def by_row() -> Callable[[Path], pa.Table]:
+    return read_tables
