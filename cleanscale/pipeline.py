@@ -7,24 +7,20 @@ relevance of every image to its label, which gives the weights of the next round
 from __future__ import annotations
 
 import logging
-import time
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from cleanscale.config import Settings, resolved_toml, versions
-from cleanscale.engine.memory import PeakMemory
 from cleanscale.engine.session import session
 from cleanscale.reporting.progress import Progress
-from cleanscale.reporting.terminal import Found, Summary
+from cleanscale.reporting.terminal import Summary
 from cleanscale.stages import (
     cache,
     class_index,
     classifier,
     cleannet,
-    evaluate,
     evidence,
     features,
     glyphs,
@@ -34,14 +30,11 @@ from cleanscale.stages import (
     references,
     relevance,
 )
-from cleanscale.stages.evaluate import Judgements
 from cleanscale.stages.feature_shards import FeatureShards
 from cleanscale.stages.ingest import Ingested
 from cleanscale.stages.place import Place, Report
 from cleanscale.stages.predictions import Predictions
 from cleanscale.storage import uris
-from cleanscale.storage.manifests import write_json
-from cleanscale.storage.tables import read_table, write_table
 
 log = logging.getLogger(__name__)
 
@@ -84,10 +77,9 @@ def run(settings: Settings, *, progress: Progress | None = None, report: Report 
     report(stage, numbers, step) hears of metrics as they come. Returns what the terminal shows at the end.
     Raises: ConfigError, DataError and StageError for what a user can mend.
     """
-    started = time.monotonic()
     place = Place(settings.run_uri, settings.run.seed, settings.engine, progress or Progress(), report)
     write_settings(settings, place)  # also finds out at once whether the run folder can be written
-    with session(settings.engine), PeakMemory() as memory:
+    with session(settings.engine), place.memory:
         inputs = read_inputs(settings, place)
         write_settings(settings, place, inputs.train.label_map().names)
         classifiers: dict[str, Trained] = {}
@@ -95,12 +87,13 @@ def run(settings: Settings, *, progress: Progress | None = None, report: Report 
         for number in range(settings.run.rounds):
             last = one_round(settings, place, inputs, number, last)
             classifiers[f"round_{number}"] = last.classifier
+            round_ended(settings, place, inputs, classifiers, last, final=False)
         assert last is not None
         final = train_classifier(settings, place, inputs, settings.run.rounds, last)
         classifiers[f"round_{settings.run.rounds}"] = final
         if inputs.clean is not None:
             classifiers["fine_tuned_on_clean"] = fine_tune_on_clean(settings, place, inputs, final)
-        return finish(settings, place, inputs, classifiers, last, memory, started)
+        return round_ended(settings, place, inputs, classifiers, last, final=True)
 
 
 def read_inputs(settings: Settings, place: Place) -> Inputs:
@@ -297,110 +290,26 @@ def predict_test(
     return found
 
 
-def finish(
-    settings: Settings,
-    place: Place,
-    inputs: Inputs,
-    classifiers: dict[str, Trained],
-    last: Round,
-    memory: PeakMemory,
-    started: float,
+def round_ended(
+    settings: Settings, place: Place, inputs: Inputs, classifiers: dict[str, Trained], last: Round, *, final: bool
 ) -> Summary:
-    """Evaluate, draw, and put the product where it is looked for."""
+    """Measure what there is so far and put the product where it is looked for; the last time with figures."""
+    from cleanscale.stages import outcome  # what it needs to measure and draw stays out of memory while workers train
+
     predicted = predict_test(settings, place, inputs, classifiers)
-    judged = evaluate.judgements(last.relevance[0], last.features, inputs.train)
-    numbers = evaluate.metrics(place, settings.evaluate, judged, predicted, settings.detector.name)
-    publish_relevance(place, last)
-    rejected = gather_rejected(place)
-    if settings.evaluate.figures:
-        draw(settings, place, inputs, last, judged, numbers)
-    numbers |= {
-        "seconds": {name: round(s, 2) for name, s in place.seconds.items()} | {"total": time.monotonic() - started},
-        "images_per_second": {
-            name: round(images / place.seconds[name], 1)
-            for name, images in place.images.items()
-            if images and place.seconds[name] > 0
-        },
-        "peak_memory_bytes": {"driver": memory.driver, "all_processes_pss": memory.total},
-        "rejected": rejected,
-        "versions": versions(),
-    }
-    write_json(place.path("metrics.json"), numbers)
-    place.report("final", {k: numbers[k] for k in ("detection", "calibration", "classification") if k in numbers}, None)
-    return summarise(settings, place, inputs, last, numbers, rejected, time.monotonic() - started)
-
-
-def publish_relevance(place: Place, last: Round) -> None:
-    """Copy the newest relevance table to relevance/: the product, flat."""
-    uris.remove_tree(place.path("relevance"))
-    for shard in last.features.shards:
-        name = f"{shard.name}.parquet"
-        uris.write_bytes(place.path("relevance", name), uris.read_bytes(uris.join(last.relevance[0], name)))
-
-
-def gather_rejected(place: Place) -> dict[str, int]:
-    """rejected.parquet of the run, and how many rows for each reason."""
-    found = [f for f in uris.list_files(place.uri, ("rejected.parquet",)) if "/" in f.path]
-    tables = [read_table(f.uri) for f in found if not f.path.startswith("rounds/") or f.path.startswith("rounds/00/")]
-    table = pa.concat_tables(tables)
-    write_table(place.path("rejected.parquet"), table)
-    # "unreadable image: truncated file" counts as an unreadable image; the table has the whole reason.
-    kinds = np.array([r.split(":")[0] for r in table["reason"].to_pylist()], dtype=object)
-    names, counts = np.unique(kinds.astype(str), return_counts=True)
-    return {str(name): int(count) for name, count in zip(names, counts, strict=True)}
-
-
-def draw(
-    settings: Settings,
-    place: Place,
-    inputs: Inputs,
-    last: Round,
-    judged: Judgements | None,
-    numbers: dict[str, Any],
-) -> None:
-    from cleanscale.stages import figures  # matplotlib stays out of memory while workers train
-
-    index = place.round_path(settings.run.rounds - 1, "class_index")
-    with place.timed("figures"):
-        figures.run(
-            place,
-            settings.evaluate,
-            inputs.train,
-            last.features,
-            last.relevance[0],
-            index,
-            judged,
-            numbers,
-            settings.detector.name,
-        )
+    return outcome.run(
+        place,
+        inputs.train,
+        last.features,
+        last.relevance[0],
+        predicted,
+        settings.evaluate,
+        detector=settings.detector.name,
+        class_index=uris.join(last.relevance[0].rsplit("/", 1)[0], "class_index"),
+        versions=versions(),
+        draw=final and settings.evaluate.figures,
+    )
 
 
 def write_settings(settings: Settings, place: Place, class_names: tuple[str, ...] | None = None) -> None:
     uris.write_bytes(place.path("settings.toml"), resolved_toml(settings, class_names))
-
-
-def summarise(
-    settings: Settings,
-    place: Place,
-    inputs: Inputs,
-    last: Round,
-    numbers: dict[str, Any],
-    rejected: dict[str, int],
-    seconds: float,
-) -> Summary:
-    found: Found = evaluate.count_found(last.relevance[0], last.features)
-    return Summary(
-        title=place.uri.rstrip("/").rsplit("/", 1)[-1],
-        found=found,
-        class_names=inputs.train.label_map().names,
-        metrics=numbers,
-        detector=settings.detector.name,
-        rejected=rejected,
-        places={
-            "relevance table": place.path("relevance"),
-            "metrics": place.path("metrics.json"),
-            "figures": place.path("figures"),
-            "rejected rows": place.path("rejected.parquet"),
-        },
-        seconds=seconds,
-    )

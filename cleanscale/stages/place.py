@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from cleanscale.engine.memory import PeakMemory
 from cleanscale.engine.settings import EngineSettings
 from cleanscale.reporting.progress import Progress, Step
 from cleanscale.storage import uris
@@ -26,6 +27,8 @@ class Place:
     report: Report = lambda stage, numbers, step: None
     seconds: dict[str, float] = field(default_factory=dict)
     images: dict[str, int] = field(default_factory=dict)
+    memory: PeakMemory = field(default_factory=PeakMemory)
+    started: float = field(default_factory=time.monotonic)
 
     def path(self, *parts: str) -> str:
         return uris.join(self.uri, *parts)

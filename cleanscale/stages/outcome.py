@@ -1,0 +1,100 @@
+"""outcome: after each round metrics.json, the flat relevance table and rejected rows; after a run, figures."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from cleanscale.reporting.terminal import Summary
+from cleanscale.stages import evaluate
+from cleanscale.stages.feature_shards import FeatureShards
+from cleanscale.stages.ingest import Ingested
+from cleanscale.stages.place import Place
+from cleanscale.stages.predictions import Predictions
+from cleanscale.stages.settings import EvaluateSettings
+from cleanscale.storage import uris
+from cleanscale.storage.manifests import write_json
+from cleanscale.storage.tables import read_table, write_table
+
+
+def run(
+    place: Place,
+    data: Ingested,
+    features: FeatureShards,
+    relevance: str,
+    predicted: dict[str, Predictions],
+    settings: EvaluateSettings,
+    *,
+    detector: str,
+    class_index: str,
+    versions: dict[str, str],
+    draw: bool,
+) -> Summary:
+    """Measure, publish, and say what the terminal shows. predicted: of each classifier so far, on the test set."""
+    judged = evaluate.judgements(relevance, features, data)
+    numbers = evaluate.metrics(place, settings, judged, predicted, detector)
+    publish_relevance(place, relevance, features)
+    rejected = gather_rejected(place)
+    if draw:
+        from cleanscale.stages import figures
+
+        with place.timed("figures"):
+            figures.run(place, settings, data, features, relevance, class_index, judged, numbers, detector)
+    numbers |= measurements(place) | {"rejected": rejected, "versions": versions}
+    write_json(place.path("metrics.json"), numbers)
+    number = len([name for name in predicted if name.startswith("round_")])
+    place.report(
+        "round", {k: numbers[k] for k in ("detection", "calibration", "classification") if k in numbers}, number
+    )
+    return Summary(
+        title=place.uri.rstrip("/").rsplit("/", 1)[-1],
+        found=evaluate.count_found(relevance, features),
+        class_names=data.label_map().names,
+        metrics=numbers,
+        detector=detector,
+        rejected=rejected,
+        places={
+            "relevance table": place.path("relevance"),
+            "metrics": place.path("metrics.json"),
+            "figures": place.path("figures"),
+            "rejected rows": place.path("rejected.parquet"),
+        },
+        seconds=time.monotonic() - place.started,
+    )
+
+
+def measurements(place: Place) -> dict[str, Any]:
+    """What this invocation took; stages that an earlier one completed are not in it."""
+    seconds = {name: round(s, 2) for name, s in place.seconds.items()}
+    rates = {n: round(k / place.seconds[n], 1) for n, k in place.images.items() if k and place.seconds[n] > 0}
+    return {
+        "seconds": seconds | {"total": round(time.monotonic() - place.started, 2)},
+        "images_per_second": rates,
+        "peak_memory_bytes": {"driver": place.memory.driver, "all_processes_pss": place.memory.total},
+    }
+
+
+def publish_relevance(place: Place, relevance: str, features: FeatureShards) -> None:
+    """The newest relevance table in relevance/: the product, flat. Files of an older one go last."""
+    names = [f"{shard.name}.parquet" for shard in features.shards]
+    for name in names:
+        uris.write_bytes(place.path("relevance", name), uris.read_bytes(uris.join(relevance, name)))
+    for file in uris.list_files(place.path("relevance"), (".parquet",)):
+        if file.path not in names:
+            uris.remove_tree(file.uri)
+
+
+def gather_rejected(place: Place) -> dict[str, int]:
+    """rejected.parquet of the run, and how many rows for each reason."""
+    found = [f for f in uris.list_files(place.uri, ("rejected.parquet",)) if "/" in f.path]
+    # Each round's features meet the same unreadable images: those of the first tell.
+    tables = [read_table(f.uri) for f in found if not f.path.startswith("rounds/") or f.path.startswith("rounds/00/")]
+    table = pa.concat_tables(tables)
+    write_table(place.path("rejected.parquet"), table)
+    # "unreadable image: truncated file" counts as an unreadable image; the table has the whole reason.
+    kinds = np.array([reason.split(":")[0] for reason in table["reason"].to_pylist()], dtype=str)
+    names, counts = np.unique(kinds, return_counts=True)
+    return {str(name): int(count) for name, count in zip(names, counts, strict=True)}
