@@ -94,10 +94,10 @@ def main() -> None:
     for name in ("features", "labels", "verified"):
         parser.add_argument(f"--{name}", help="npy file; default: generated")
     parser.add_argument("--preset", default="default", help="CleanNet preset that both kinds of batch use")
-    parser.add_argument("--classes", type=int, default=8, help="classes of each half of a batch")
+    parser.add_argument("--classes", type=int, default=16, help="classes of each half of a batch")
     parser.add_argument("--queries", type=int, default=8, help="queries of each class")
     parser.add_argument("--fit-steps", type=int, default=100, help="steps behind the AUROC")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.features:
@@ -123,7 +123,7 @@ def main() -> None:
         data = (feature_ND, label_N, verified_N, references)
         for seed in range(args.repeats):
             for name, kind in kinds.items():
-                rates[name].append(steps_timed(kind, data, settings, 20))
+                rates[name].append(steps_timed(kind, data, settings, 12))
                 quality[name].append(auroc_of_held_out(*data, settings, kind, seed))
     for name, values in rates.items():
         ratios = [grouped / other for grouped, other in zip(rates["grouped"], values, strict=True)]

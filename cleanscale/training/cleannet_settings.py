@@ -51,7 +51,7 @@ class CleanNetSettings(BaseModel):
         description="Starting point: the defaults here, the paper's method, or the settings of its published code.",
     )
     references_per_class: int = Field(50, ge=1, description="Reference vectors that stand for a class.")
-    steps: int = Field(60, ge=1, description="Optimiser steps of a fit with verification labels.")
+    steps: int = Field(150, ge=1, description="Optimiser steps of a fit with verification labels.")
     start_steps: int = Field(
         400, ge=1, description="Optimiser steps of the fit without them that the others start from."
     )
@@ -67,7 +67,7 @@ class CleanNetSettings(BaseModel):
         8, ge=0, description="References of a class that one step uses, drawn anew each time; 0 uses all."
     )
     optimizer: Literal["adam", "sgd"] = Field("adam", description="AdamW, or SGD with momentum 0.9.")
-    learning_rate: float = Field(1e-3, gt=0, description="Learning rate at the first step.")
+    learning_rate: float = Field(2e-3, gt=0, description="Learning rate at the first step.")
     decay_at: tuple[int, ...] = Field(
         (), description="Steps at which the learning rate falls to a tenth; none: it falls linearly to zero."
     )
@@ -90,9 +90,9 @@ class CleanNetSettings(BaseModel):
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="Share of input features dropped in training.")
     beta: float = Field(0.1, ge=0, description="Weight of the reconstruction error.")
-    gamma: float = Field(0.1, ge=0, description="Weight of the self-reinforcing term of unverified images.")
-    rho: float = Field(0.1, ge=-1, le=1, description="Margin: the cosine below which a wrong image costs nothing.")
-    omega: float = Field(2.0, ge=0, description="Weight of images verified as wrong.")
+    gamma: float = Field(0.0, ge=0, description="Weight of the self-reinforcing term of unverified images.")
+    rho: float = Field(0.2, ge=-1, le=1, description="Margin: the cosine below which a wrong image costs nothing.")
+    omega: float = Field(5.0, ge=0, description="Weight of images verified as wrong.")
     contrastive: float = Field(1.0, ge=0, description="Weight of the class-contrastive term; 0 leaves it out.")
     temperature: float = Field(15.0, gt=0, description="Factor on cosines in the class-contrastive softmax.")
     robustness: float = Field(
