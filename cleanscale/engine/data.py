@@ -40,11 +40,11 @@ def stream(items: Sequence[Any], read: Callable[[Any], Block], *, num_cpus: floa
     return positions.map_batches(read_positions, batch_size=1, num_cpus=num_cpus)  # pyright: ignore[reportArgumentType]
 
 
-def batches(dataset: ray.data.Dataset, batch_size: int) -> Iterator[Block]:
-    """NumPy batches of exactly `batch_size` rows (the last may be shorter), the next ones fetched ahead."""
+def blocks(dataset: ray.data.Dataset) -> Iterator[Block]:
+    """The blocks of a stream in order, the next ones fetched ahead; a block may arrive in several pieces."""
     try:
-        taken = dataset.iter_batches(batch_size=batch_size, batch_format="numpy", prefetch_batches=2)
-        yield from cast(Iterable[Block], taken)
+        found: Iterable[Any] = dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
+        yield from found
     except ray.exceptions.RayError as error:
         raise users_error(error) or error from error
 

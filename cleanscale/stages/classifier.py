@@ -8,20 +8,19 @@ rank) alone, so an interrupted training goes on exactly where its last checkpoin
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from cleanscale.engine.data import batches, decode_cpus, stream
+from cleanscale.engine.data import Block, blocks, decode_cpus, stream
 from cleanscale.engine.train import Worker, train_on_workers
 from cleanscale.maths.epoch_plan import epoch_windows, steps_per_epoch
 from cleanscale.models.backbones import BackboneSettings
 from cleanscale.models.classifier import Classifier, build_classifier, classifier_from_bytes, classifier_to_bytes
-from cleanscale.stages.images import Images, request
+from cleanscale.stages.images import Images, Request, request
 from cleanscale.stages.ingest import Ingested
 from cleanscale.stages.place import Place
 from cleanscale.storage import uris
@@ -32,6 +31,7 @@ from cleanscale.training.transforms import AugmentationSettings
 
 MODEL = "model.safetensors"
 CHUNK_IMAGES, WINDOW_CHUNKS = 64, 16
+STREAM_WINDOWS = 512  # of one stream at least, where the epochs last
 
 
 @dataclass(frozen=True)
@@ -126,11 +126,14 @@ def train_loop(worker: Worker, job: Job) -> None:
     steps = steps_per_epoch(len(row_N), batch, worker.world)
     course = course_of_round(job.classifier, job.round_number)
 
-    def epoch_batches(epoch: int) -> Iterator[Batch]:
+    def requests_of(epoch: int) -> list[tuple[int, Request]]:
         windows = epoch_windows(len(row_N), CHUNK_IMAGES, WINDOW_CHUNKS, job.seed, epoch, worker.rank, worker.world)
-        requests = [request(plan, row_N[position_M]) for position_M in windows]
-        blocks = batches(stream(requests, partial(images.training, epoch=epoch), num_cpus=decode_cpus()), batch)
-        for step, block in enumerate(filled(blocks, batch, steps)):
+        return [(epoch, request(plan, row_N[position_M])) for position_M in windows]
+
+    streams = EpochStreams(requests_of, images.training_window, course.epochs)
+
+    def epoch_batches(epoch: int) -> Iterator[Batch]:
+        for step, block in enumerate(filled(streams.batches(epoch, batch), batch, steps)):
             worker.say((epoch + step / steps) * len(row_N), course.epochs * len(row_N), "images")
             yield as_batch(block, label_R, weight_R)
 
@@ -154,6 +157,52 @@ def train_loop(worker: Worker, job: Job) -> None:
         uris.write_bytes(uris.join(worker.uri, MODEL), classifier_to_bytes(model, job.backbone))
 
 
+class EpochStreams:
+    """The images of one epoch after the other, several epochs in one Ray Data stream: starting one takes a second."""
+
+    def __init__(
+        self, requests_of: Callable[[int], list[tuple[int, Request]]], read: Callable[..., Block], epochs: int
+    ) -> None:
+        self.requests_of, self.read, self.epochs = requests_of, read, epochs
+        self.blocks: Iterator[Block] = iter(())
+        self.rows_left: dict[int, int] = {}
+        self.rest: Block | None = None
+
+    def batches(self, epoch: int, batch: int) -> Iterator[Block]:
+        """Blocks of `batch` images, the last of the epoch shorter. Epochs are asked for in order."""
+        if epoch not in self.rows_left:
+            self.begin(epoch)
+        left = self.rows_left.pop(epoch)
+        while left > 0:
+            block, self.rest = self.next_rows(min(batch, left))
+            left -= len(block["row"])
+            yield block
+
+    def begin(self, epoch: int) -> None:
+        requests = self.requests_of(epoch)
+        self.rows_left = {epoch: rows_of(requests)}
+        while len(requests) < STREAM_WINDOWS and (epoch := epoch + 1) < self.epochs:
+            more = self.requests_of(epoch)
+            self.rows_left[epoch] = rows_of(more)
+            requests += more
+        self.blocks, self.rest = blocks(stream(requests, self.read, num_cpus=decode_cpus())), None
+
+    def next_rows(self, wanted: int) -> tuple[Block, Block | None]:
+        """(the next `wanted` images, what is left of the block they ended in)."""
+        pieces = [self.rest] if self.rest is not None else []
+        have = sum(len(piece["row"]) for piece in pieces)
+        while have < wanted:
+            pieces.append(next(self.blocks))
+            have += len(pieces[-1]["row"])
+        joined = pieces[0] if len(pieces) == 1 else {n: np.concatenate([p[n] for p in pieces]) for n in pieces[0]}
+        rest = {name: values[wanted:] for name, values in joined.items()} if have > wanted else None
+        return {name: values[:wanted] for name, values in joined.items()}, rest
+
+
+def rows_of(requests: list[tuple[int, Request]]) -> int:
+    return sum(len(row_M) for _, (row_M, _) in requests)
+
+
 def first_model(job: Job, num_classes: int) -> Classifier:
     """A new classifier, or the one to fine-tune; the same on every worker."""
     if job.start_uri is not None:
@@ -167,11 +216,11 @@ def first_model(job: Job, num_classes: int) -> Classifier:
     )
 
 
-def filled(blocks: Iterator[dict[str, np.ndarray]], batch: int, steps: int) -> Iterator[dict[str, np.ndarray]]:
+def filled(given_blocks: Iterator[Block], batch: int, steps: int) -> Iterator[Block]:
     """Exactly `steps` blocks of exactly `batch` images: what lacks at the end is repeated, marked as not ok."""
-    last: dict[str, np.ndarray] | None = None
+    last: Block | None = None
     given = 0
-    for block in blocks:
+    for block in given_blocks:
         last = block if len(block["row"]) == batch else repeated(block, batch)
         given += 1
         yield last
@@ -180,7 +229,7 @@ def filled(blocks: Iterator[dict[str, np.ndarray]], batch: int, steps: int) -> I
         yield last | {"ok": np.zeros(batch, bool)}
 
 
-def repeated(block: dict[str, np.ndarray], batch: int) -> dict[str, np.ndarray]:
+def repeated(block: Block, batch: int) -> Block:
     length = len(block["row"])
     take = np.arange(batch) % length
     return {name: values[take] for name, values in block.items()} | {
@@ -188,7 +237,7 @@ def repeated(block: dict[str, np.ndarray], batch: int) -> dict[str, np.ndarray]:
     }
 
 
-def as_batch(block: dict[str, np.ndarray], label_R: np.ndarray, weight_R: np.ndarray | None) -> Batch:
+def as_batch(block: Block, label_R: np.ndarray, weight_R: np.ndarray | None) -> Batch:
     """Labels and weights come to the images by position. An image that could not be decoded weighs nothing."""
     row_B = block["row"]
     weight_B = block["ok"].astype(np.float32)

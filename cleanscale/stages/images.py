@@ -1,5 +1,7 @@
 """Images where they lie: what a task on any node needs to read and decode some rows of an input.
 
+Nothing here imports torch, which would cost every decoding process hundreds of megabytes.
+
 # M rows of a request, S side of the network's input
 """
 
@@ -33,6 +35,11 @@ class Images:
         row_M, decoded, ok_M = self.decoded(request, at_least=2 * self.size)  # a crop may show half a side
         image = train_images(decoded, row_M, self.size, seed=self.seed, epoch=epoch, settings=self.augmentation)
         return {"row": row_M, "image": image, "ok": ok_M}
+
+    def training_window(self, item: tuple[int, Request]) -> dict[str, np.ndarray]:
+        """`training` of (epoch, request)."""
+        epoch, wanted = item
+        return self.training(wanted, epoch)
 
     def evaluation(self, request: Request) -> dict[str, np.ndarray]:
         """row [M], image uint8 [M, 3, S, S] resized and cropped without randomness, ok [M], reason [M]."""
