@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 # Believed before any verification label is seen: the odds of the noisy label against the best other class.
 BELIEVED = "margin"
-PENALTIES = (3.0, 30.0, 300.0, 3000.0)
+PENALTIES = (10.0, 30.0, 100.0, 300.0, 1000.0)
 UNCHOSEN_PENALTY = 300.0  # where there is a single verified class and nothing to choose by
 LEAST_SLOPE = 0.1  # calibration on few labels must not turn the ranking around
 
