@@ -50,7 +50,8 @@ def train_images(
     settings: AugmentationSettings,
 ) -> np.ndarray:
     """uint8 [N, 3, S, S]: each decoded RGB image (uint8 [H, W, 3]) cropped and varied for this epoch."""
-    colour = _colour_steps(settings) if settings.trivial_augment or settings.colour else None
+    varied = settings.trivial_augment or settings.colour
+    colour = _colour_steps(settings) if varied else None  # pyright: ignore[reportArgumentType] (frozen, so hashable)
     key_N = hash_rows(seed + epoch * 1_000_003, Purpose.AUGMENTATION, np.asarray(row_N))
     out_N3SS = np.empty((len(image_N), 3, size, size), np.uint8)
     for n, image_HW3 in enumerate(image_N):
