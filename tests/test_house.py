@@ -155,7 +155,8 @@ def test_the_readmes_file_tree_is_complete():
     modules = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("cleanscale/**/*.py") if path.name[0] != "_"}
     # A folder whose files the tree does not list one by one stands for all of them.
     whole = tuple(f for f in named if f.endswith("/") and not any(p != f and p.startswith(f) for p in named))
-    assert sorted(module for module in modules - set(named) if not module.startswith(whole)) == []
+    missing = sorted(module for module in modules - set(named) if not module.startswith(whole))
+    assert missing == [], f"README.md, 'Files', lacks a line for each of {', '.join(missing)}"
 
 
 def test_every_link_of_the_readme_leads_somewhere():
