@@ -50,7 +50,7 @@ RECORDED_PACKAGES = (
     "torchvision",
     "timm",
     "faiss-cpu",
-    "faiss-gpu-cu12",
+    "faiss-gpu",
     "mlflow",
     "numpy",
     "pyarrow",

@@ -52,10 +52,12 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Trained:
-    """A classifier, and the stage whose file holds its backbone; None where the input is features."""
+    """A classifier, the stage whose file holds its backbone (None where the input is features), and the folder of the
+    features that its fully connected layers were trained on (None where it was trained on images)."""
 
     made: Made
     backbone: Made | None
+    projection: str | None
 
 
 @dataclass(frozen=True)
@@ -196,11 +198,25 @@ def frozen_features(settings: Settings, place: Place, inputs: Inputs) -> tuple[M
 
 
 def make_features(
-    settings: Settings, place: Place, data: Ingested, folder: str, backbone: Made | None
+    settings: Settings,
+    place: Place,
+    data: Ingested,
+    folder: str,
+    backbone: Made | None,
+    projection: str | None = features.FIT,
 ) -> FeatureShards:
     name = folder.rsplit("/", 1)[-1]
     backbone = backbone if data.kind == "images" else None
-    made = features.run(place, folder, data, settings.features, settings.augmentation, classifier=backbone, name=name)
+    made = features.run(
+        place,
+        folder,
+        data,
+        settings.features,
+        settings.augmentation,
+        classifier=backbone,
+        projection=projection,
+        name=name,
+    )
     return FeatureShards.of(folder, made)
 
 
@@ -221,7 +237,7 @@ def train_classifier(settings: Settings, place: Place, inputs: Inputs, number: i
         weights=weights,
         start=last.classifier.made if last else None,
     )
-    return Trained(made, made)
+    return Trained(made, made, None)
 
 
 def train_head(
@@ -249,7 +265,7 @@ def train_head(
         start=start,
         name=name,
     )
-    return Trained(made, backbone)
+    return Trained(made, backbone, shards.projection)
 
 
 def fine_tune_on_clean(settings: Settings, place: Place, inputs: Inputs, final: Trained) -> Trained:
@@ -258,7 +274,7 @@ def fine_tune_on_clean(settings: Settings, place: Place, inputs: Inputs, final: 
     number, name = settings.run.rounds, "classifier_clean"
     if on_features(settings, inputs, number):
         folder = place.round_path(number, "features_clean")
-        shards = make_features(settings, place, inputs.clean, folder, final.backbone)
+        shards = make_features(settings, place, inputs.clean, folder, final.backbone, final.projection)
         return train_head(settings, place, inputs, number, shards, final.backbone, None, start=final.made, name=name)
     made = stage(
         place.round_path(number, name),
@@ -272,7 +288,7 @@ def fine_tune_on_clean(settings: Settings, place: Place, inputs: Inputs, final: 
         start=final.made,
         name=name,
     )
-    return Trained(made, made)
+    return Trained(made, made, None)
 
 
 def predict_test(
@@ -285,8 +301,9 @@ def predict_test(
     for name, trained in classifiers.items():
         # Beside the backbone: classifiers that share one share its features of the test images.
         home = trained.backbone[0] if trained.backbone else place.round_path(0, "features")
-        shards = make_features(settings, place, inputs.test, home + "_test_features", trained.backbone)
-        found[name] = predictions.run(place, trained.made[0] + "_test_predictions", shards, trained.made)
+        shards = make_features(settings, place, inputs.test, home + "_test_features", trained.backbone, None)
+        folder = trained.made[0] + "_test_predictions"
+        found[name] = predictions.run(place, folder, shards, trained.made, trained.projection)
     return found
 
 

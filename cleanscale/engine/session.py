@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
+import socket
+import threading
 from collections.abc import Iterator
 
 import ray
@@ -15,6 +18,7 @@ from cleanscale.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
+CONNECT_TIMEOUT_S = 10.0
 # Set before Ray reads them; a user's own value wins.
 DEFAULT_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -42,12 +46,22 @@ def session(settings: EngineSettings) -> Iterator[None]:
         return
     for name, value in DEFAULT_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    start(settings)
+    with own_signals():
+        start(settings)
     try:
         prepare_data()
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def own_signals() -> Iterator[None]:
+    """Ray takes SIGTERM for itself when it starts; whoever asked for it before is to have it still."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
 
 
 def start(settings: EngineSettings) -> None:
@@ -65,12 +79,20 @@ def start(settings: EngineSettings) -> None:
         )
         return
     try:
+        knock(address)
         ray.init(address=address, **quiet)
-    except ConnectionError as error:
+    except OSError as error:  # ConnectionError and what a socket raises
         raise ConfigError(
             f"no Ray cluster answers at {address!r} ({error}); expected a running head; "
             "start one with `ray start --head`, or leave out --engine.address and RAY_ADDRESS to run on this machine"
         ) from error
+
+
+def knock(address: str) -> None:
+    """Raise OSError within seconds where nothing listens: Ray itself would try for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
 
 
 def prepare_data() -> None:
@@ -82,6 +104,8 @@ def prepare_data() -> None:
     context.print_on_execution_start = False
     for name in ("ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # It logs a task's error with its traceback and then raises it: a user's error is to be one message.
+    logging.getLogger("ray.data._internal.execution.streaming_executor_state").setLevel(logging.CRITICAL)
 
 
 def cluster_cpus() -> float:

@@ -76,7 +76,8 @@ def users_error(error: BaseException) -> CleanscaleError | None:
         if isinstance(e, CleanscaleError):
             plain = type(e).__mro__  # Ray makes a class that is both its own error and ours; give ours alone.
             ours = next(c for c in plain if c.__module__ == "cleanscale.errors")
-            return ours(str(getattr(e, "cause", None) or e))
+            # Ray Data writes advice of its own behind the message.
+            return ours(str(getattr(e, "cause", None) or e).split("\nFailed to apply UDF")[0])
         seen += [getattr(e, "cause", None), e.__cause__]
         failures = getattr(e, "worker_failures", None)
         if isinstance(failures, dict):

@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 STATE = "state.pt"
 PROGRESS = "progress.json"
+KEPT_NUMBERS = 100
 
 
 @dataclass
@@ -42,6 +43,7 @@ class Worker:
     device: str
     collectives: Collectives
     last_said_s: float = 0.0
+    numbers: list[dict[str, Any]] = field(default_factory=list)  # the last that were said, with how far it was then
 
     @property
     def rank(self) -> int:
@@ -69,10 +71,15 @@ class Worker:
             ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
 
     def say(self, done: float, total: float, unit: str, **metrics: Any) -> None:
-        """Progress for the driver, from rank 0, at most once a second."""
-        if self.rank == 0 and (time.monotonic() - self.last_said_s > 1.0 or done >= total):
+        """Progress for the driver, from rank 0, written at most once a second; no metrics are lost in between."""
+        if self.rank != 0:
+            return
+        if metrics:
+            self.numbers = [*self.numbers, {"done": done, "metrics": metrics}][-KEPT_NUMBERS:]
+        if time.monotonic() - self.last_said_s > 1.0 or done >= total:
             self.last_said_s = time.monotonic()
-            write_json(uris.join(self.uri, PROGRESS), {"done": done, "total": total, "unit": unit, "metrics": metrics})
+            said = {"done": done, "total": total, "unit": unit, "numbers": self.numbers}
+            write_json(uris.join(self.uri, PROGRESS), said)
 
 
 def train_on_workers(
@@ -152,20 +159,25 @@ def _train_loop(settings: dict[str, Any]) -> None:
 def watch(uri: str, on_progress: Callable[[dict[str, Any]], None]) -> Iterator[None]:
     """Pass on what rank 0 says while the group runs (workers and driver share the run folder and nothing else)."""
     stop = threading.Event()
+    last = ""
 
     def look() -> None:
-        last = ""
-        while not stop.wait(1.0 if "://" not in uri else 5.0):
-            with contextlib.suppress(Exception):  # a progress line is never worth a run
-                said = read_json(uris.join(uri, PROGRESS))
-                if said is not None and (text := json.dumps(said, sort_keys=True)) != last:
-                    last = text
-                    on_progress(said)
+        nonlocal last
+        with contextlib.suppress(Exception):  # a progress line is never worth a run
+            said = read_json(uris.join(uri, PROGRESS))
+            if said is not None and (text := json.dumps(said, sort_keys=True)) != last:
+                last = text
+                on_progress(said)
 
-    thread = threading.Thread(target=look, daemon=True)
+    def keep_looking() -> None:
+        while not stop.wait(1.0 if "://" not in uri else 5.0):
+            look()
+
+    thread = threading.Thread(target=keep_looking, daemon=True)
     thread.start()
     try:
         yield
     finally:
         stop.set()
         thread.join()
+        look()  # the last word

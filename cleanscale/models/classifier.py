@@ -15,17 +15,33 @@ from cleanscale.models.backbones import Backbone, BackboneSettings, build_backbo
 from cleanscale.models.heads import Head
 
 
-class Classifier(nn.Module):
-    """uint8 images [B, 3, S, S] -> logits [B, C]."""
+class FeatureProjection(nn.Module):
+    """`maths.projection.Projection` inside a network: a head on projected features takes what the backbone gives."""
 
-    def __init__(self, backbone: Backbone, head: Head) -> None:
+    array_KD: torch.Tensor
+
+    def __init__(self, array_KD: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("array_KD", array_KD)
+
+    def forward(self, feature_BD: torch.Tensor) -> torch.Tensor:
+        root_BD = feature_BD.sign() * feature_BD.abs().sqrt()
+        return (root_BD - self.array_KD[0]) @ self.array_KD[1:].T
+
+
+class Classifier(nn.Module):
+    """uint8 images [B, 3, S, S] -> logits [B, C]: backbone, projection of its features where there is one, head."""
+
+    def __init__(self, backbone: Backbone, head: Head, projection: FeatureProjection | None = None) -> None:
         super().__init__()
         self.backbone = backbone
+        self.projection = projection
         self.head = head
         self.num_classes: int = head.config["num_classes"]
 
     def forward(self, image_B3SS: torch.Tensor) -> torch.Tensor:
-        return self.head(self.backbone(image_B3SS))
+        feature_BD = self.backbone(image_B3SS)
+        return self.head(feature_BD if self.projection is None else self.projection(feature_BD))
 
     def freeze_backbone(self) -> None:
         """From now on only the fully connected layers train; batch normalisation keeps its statistics."""
@@ -67,7 +83,9 @@ def classifier_from_bytes(content: bytes, *, source: str = "the file") -> tuple[
         ) from error
     settings = BackboneSettings(**config["backbone"])
     backbone = build_backbone(settings.model_copy(update={"weights": ""}))
-    model = Classifier(backbone, Head(**config["head"]))
+    shape = None if "projection.array_KD" not in tensors else tensors["projection.array_KD"].shape
+    projection = None if shape is None else FeatureProjection(torch.empty(shape))
+    model = Classifier(backbone, Head(**config["head"]), projection)
     model.load_state_dict(tensors)
     return model, settings
 

@@ -20,6 +20,8 @@ import pyarrow.parquet as pq
 from cleanscale import schema
 from cleanscale.datasets.fragments import read_fragment
 from cleanscale.datasets.rejects import Reason, feature_faults
+from cleanscale.maths.keyed_random import Purpose, hash_rows
+from cleanscale.maths.projection import Projection
 from cleanscale.stages.images import Request, requests_in_order, unreadable_reasons
 from cleanscale.stages.ingest import Ingested
 from cleanscale.storage import uris
@@ -118,8 +120,13 @@ def shards_of(shards: list[Shard], label_M: np.ndarray, row_M: np.ndarray) -> np
     return last_M - part_S[last_M] + part_of_rows(row_M, parts_S[last_M])
 
 
-def gather_shard(shard: Shard, files: list[str], folder: str, width: int) -> dict[str, Any]:
+def gather_shard(
+    shard: Shard, files: list[str], folder: str, width: int, projection: Projection | None
+) -> dict[str, Any]:
+    """Write one shard from the files of the first pass, projected where there is a projection."""
     pieces = [piece for uri in files for piece in groups_of_shard(uri, shard.index)]
+    if projection is not None:
+        pieces, width = [projected(piece, projection) for piece in pieces], projection.width
     form = schema.features_schema(width)
     if pieces:
         table = pa.concat_tables(pieces)
@@ -134,6 +141,35 @@ def gather_shard(shard: Shard, files: list[str], folder: str, width: int) -> dic
     uri = uris.join(folder, f"{shard.name}.parquet")
     size_bytes = write_table(uri, [table])
     return shard.to_json() | {"file": f"{shard.name}.parquet", "rows": table.num_rows, "bytes": size_bytes}
+
+
+def projected(table: pa.Table, projection: Projection) -> pa.Table:
+    column = fixed_size(projection(feature_matrix(table)))
+    return table.set_column(table.schema.get_field_index("feature"), "feature", column)
+
+
+def feature_matrix(table: pa.Table) -> np.ndarray:
+    """float32 [M, D] of a table's feature column."""
+    column = table["feature"]
+    flat = pa.chunked_array([chunk.flatten() for chunk in column.chunks], pa.float16())
+    return flat.to_numpy().reshape(-1, column.type.list_size).astype(np.float32)
+
+
+def sample_features(files: RowFiles, rows: int, seed: int) -> np.ndarray:
+    """float32: about `rows` usable features, those with the smallest hashes of their rows: the same however cut."""
+    share = rows / max(1, files.data.num_accepted)
+    limit = np.uint64(min(1.0, share) * float(np.iinfo(np.uint64).max))
+    found = [sample_file(uri, seed, limit) for uri in files.files()]
+    row_M = np.concatenate([row for row, _ in found])
+    return np.concatenate([feature for _, feature in found])[np.argsort(row_M)]
+
+
+def sample_file(uri: str, seed: int, limit: np.uint64) -> tuple[np.ndarray, np.ndarray]:
+    table = read_table(uri, ["row", "ok", "feature"])
+    table = table.filter(table["ok"])
+    row_M = table["row"].to_numpy()
+    chosen_M = hash_rows(seed, Purpose.PROJECTION, row_M) <= limit
+    return row_M[chosen_M], feature_matrix(table)[chosen_M]
 
 
 def groups_of_shard(uri: str, index: int) -> list[pa.Table]:

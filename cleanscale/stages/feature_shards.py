@@ -25,12 +25,18 @@ class FeatureShards:
     fingerprint: str
     width: int
     shards: tuple[Shard, ...]
+    projected: bool = False
+
+    @property
+    def projection(self) -> str | None:
+        """The folder whose projection made these features; None when they are as the backbone gave them."""
+        return self.folder if self.projected else None
 
     @classmethod
     def of(cls, folder: str, manifest: Manifest) -> FeatureShards:
         fields = ("index", "label_start", "label_stop", "part", "parts", "rows")
         shards = tuple(Shard(**{name: s[name] for name in fields}) for s in manifest.shards)
-        return cls(folder, manifest.fingerprint, manifest.notes["width"], shards)
+        return cls(folder, manifest.fingerprint, manifest.notes["width"], shards, manifest.notes["projected"])
 
     @property
     def num_images(self) -> int:

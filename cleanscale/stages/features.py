@@ -18,20 +18,30 @@ import numpy as np
 from cleanscale.engine.data import decode_cpus, stream, through_actors
 from cleanscale.engine.tasks import map_shards
 from cleanscale.errors import StageError
+from cleanscale.maths.projection import Projection, fit_projection
 from cleanscale.stages import classifier as classifier_stage
 from cleanscale.stages.extractor import Extractor
-from cleanscale.stages.feature_files import RowFiles, copy_features, gather_shard, rejected, write_rows
+from cleanscale.stages.feature_files import (
+    RowFiles,
+    copy_features,
+    gather_shard,
+    rejected,
+    sample_features,
+    write_rows,
+)
 from cleanscale.stages.images import Images, requests_in_order
 from cleanscale.stages.ingest import Ingested
 from cleanscale.stages.place import Place
 from cleanscale.stages.settings import FeaturesSettings
 from cleanscale.storage import uris
+from cleanscale.storage.arrays import read_array, write_array
 from cleanscale.storage.manifests import Manifest, open_stage
 from cleanscale.storage.shards import plan_shards
 from cleanscale.storage.tables import write_table
 from cleanscale.training.transforms import AugmentationSettings
 
 BLOCK_IMAGES = 256
+FIT, PROJECTION, SAMPLE_ROWS = "fit", "projection.npy", 16_384
 
 
 def run(
@@ -42,17 +52,20 @@ def run(
     augmentation: AugmentationSettings,
     *,
     classifier: tuple[str, str] | None,
+    projection: str | None = None,
     name: str = "features",
 ) -> Manifest:
     """Features of all accepted rows of `data`, one file per class shard.
 
     classifier: (folder of the classifier whose backbone is used, its fingerprint); None for data that is features.
+    projection: FIT one to `settings.dimensions`, take that of another features folder, or None: keep features whole.
     """
     stage = open_stage(
         folder,
         name,
         {
-            "features": {"shard_bytes": settings.shard_bytes},
+            "features": {"shard_bytes": settings.shard_bytes}
+            | ({"dimensions": settings.dimensions} if projection is not None else {}),
             "augmentation": {"evaluation_crop": augmentation.evaluation_crop} if classifier else {},
         },
         {"ingest": data.fingerprint} | ({"classifier": classifier[1]} if classifier else {}),
@@ -67,7 +80,8 @@ def run(
         step.advance(data.num_accepted - len(missing_N))
         for done in first_pass(place, files, settings, augmentation, classifier[0] if classifier else None, missing_N):
             step.advance(done)
-        written = second_pass(place, files, folder, width)
+        project = make_projection(stage.path(PROJECTION), files, projection, settings.dimensions, width, place.seed)
+        written = second_pass(place, files, folder, width, project)
     if not any(w["rows"] for w in written):
         raise StageError(
             f"none of {data.num_accepted} images could be decoded; expected JPEG, PNG, WebP or another image format in "
@@ -76,7 +90,8 @@ def run(
     left_out = rejected(files, BLOCK_IMAGES)
     write_table(stage.path("rejected.parquet"), left_out)
     uris.remove_tree(files.folder)
-    return stage.finish(written, {"width": width, "rejected": left_out.num_rows})
+    width = width if project is None else project.width
+    return stage.finish(written, {"width": width, "projected": project is not None, "rejected": left_out.num_rows})
 
 
 def default_rows_per_file(num_rows: int) -> int:
@@ -121,11 +136,37 @@ def first_pass(
         yield int(file["rows"])
 
 
-def second_pass(place: Place, files: RowFiles, folder: str, width: int) -> list[dict[str, Any]]:
+def make_projection(
+    uri: str, files: RowFiles, wanted: str | None, dimensions: int, width: int, seed: int
+) -> Projection | None:
+    """Fit a projection, or take another folder's; it is written beside the features that it made."""
+    if wanted is None or (wanted == FIT and not 0 < dimensions < width):
+        return None
+    found = None
+    if wanted != FIT:
+        found = load_projection(wanted)
+    else:
+        sample_ND = sample_features(files, SAMPLE_ROWS, seed)
+        if not len(sample_ND):
+            return None
+        found = fit_projection(sample_ND, dimensions)
+    assert found is not None
+    write_array(uri, found.to_array())
+    return found
+
+
+def load_projection(folder: str | None) -> Projection | None:
+    """The projection that made the features in `folder`."""
+    return None if folder is None else Projection.of_array(read_array(uris.join(folder, PROJECTION)))
+
+
+def second_pass(
+    place: Place, files: RowFiles, folder: str, width: int, projection: Projection | None
+) -> list[dict[str, Any]]:
     """A task per class shard gathers it from all files of the first pass."""
     written: list[dict[str, Any]] = [{} for _ in files.shards]
     with place.progress.step("features by class", len(files.shards), "shards") as step:
-        for position, shard in map_shards(gather_shard, files.shards, files.files(), folder, width):
+        for position, shard in map_shards(gather_shard, files.shards, files.files(), folder, width, projection):
             written[position] = shard
             step.advance(1)
     return written

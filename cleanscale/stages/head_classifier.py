@@ -8,14 +8,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from cleanscale.engine.train import Worker, train_on_workers
 from cleanscale.models.backbones import BackboneSettings
-from cleanscale.models.classifier import Classifier, build_classifier, classifier_to_bytes
+from cleanscale.models.classifier import Classifier, FeatureProjection, build_classifier, classifier_to_bytes
 from cleanscale.models.head_files import head_from_bytes, head_to_bytes
 from cleanscale.models.heads import Head
 from cleanscale.stages import classifier as classifier_stage
 from cleanscale.stages.feature_shards import FeatureShards
+from cleanscale.stages.features import load_projection
 from cleanscale.stages.place import Place
 from cleanscale.storage import uris
 from cleanscale.storage.arrays import read_array
@@ -123,7 +125,9 @@ def fit_loop(worker: Worker, job: Job) -> None:
         uris.write_bytes(uris.join(worker.uri, HEAD), head_to_bytes(head))
         if job.backbone_uri is not None:
             model, settings = classifier_stage.load_with_settings(job.backbone_uri)
-            content = classifier_to_bytes(Classifier(model.backbone, head), settings)
+            project = load_projection(job.features.projection)
+            projection = None if project is None else FeatureProjection(torch.from_numpy(project.to_array()))
+            content = classifier_to_bytes(Classifier(model.backbone, head, projection), settings)
             uris.write_bytes(uris.join(worker.uri, classifier_stage.MODEL), content)
 
 

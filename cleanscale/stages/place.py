@@ -48,12 +48,14 @@ class Place:
 
     def follow(self, step: Step, stage: str) -> Callable[[dict[str, Any]], None]:
         """What `train_on_workers` tells of its progress, as a progress step and as reported numbers."""
-        seen = {"done": 0.0}
+        seen = {"done": 0.0, "reported": 0.0}
 
         def hear(said: dict[str, Any]) -> None:
             step.advance(max(0.0, said["done"] - seen["done"]))
             seen["done"] = max(seen["done"], said["done"])
-            if said.get("metrics"):
-                self.report(stage, said["metrics"], int(said["done"]))
+            for one in said["numbers"]:
+                if one["done"] > seen["reported"]:
+                    seen["reported"] = one["done"]
+                    self.report(stage, one["metrics"], int(one["done"]))
 
         return hear

@@ -10,6 +10,7 @@ import torch
 
 from cleanscale.engine.tasks import map_shards
 from cleanscale.stages.feature_shards import FeatureShards
+from cleanscale.stages.features import load_projection
 from cleanscale.stages.head_classifier import load_head
 from cleanscale.stages.place import Place
 from cleanscale.storage import uris
@@ -24,6 +25,7 @@ TOP = 5
 class Job:
     features: FeatureShards
     classifier: str
+    projection: str | None
     folder: str
 
 
@@ -40,12 +42,17 @@ class Predictions:
         return (self.predicted_NK[:, :k] == self.label_N[:, None]).any(1)
 
 
-def run(place: Place, folder: str, features: FeatureShards, classifier: tuple[str, str]) -> Predictions:
-    """Predictions for the images of `features` by the classifier in (folder, fingerprint)."""
+def run(
+    place: Place, folder: str, features: FeatureShards, classifier: tuple[str, str], projection: str | None
+) -> Predictions:
+    """Predictions for the images of `features` by the classifier in (folder, fingerprint).
+
+    projection: the folder of the projected features that the classifier was trained on, if it was.
+    """
     stage = open_stage(folder, "predictions", {}, {"features": features.fingerprint, "classifier": classifier[1]})
     if not stage.complete:
         with place.timed("predictions", features.num_images):
-            for _ in map_shards(predict_shard, features.shards, Job(features, classifier[0], folder)):
+            for _ in map_shards(predict_shard, features.shards, Job(features, classifier[0], projection, folder)):
                 pass
         stage.finish([{"file": f"{s.name}.parquet", "rows": s.rows} for s in features.shards])
     table = pa.concat_tables([read_table(stage.path(f"{s.name}.parquet")) for s in features.shards]).sort_by("row")
@@ -56,11 +63,14 @@ def run(place: Place, folder: str, features: FeatureShards, classifier: tuple[st
 def predict_shard(shard: Shard, job: Job) -> None:
     features = job.features.read(shard)
     head = load_head(job.classifier).eval()
+    project = load_projection(job.projection)
     top = min(TOP, head.config["num_classes"])
     best = [np.empty((0, top), np.int32)]
     with torch.inference_mode():
         for start in range(0, len(features), 4096):
-            logit_BC = head(torch.from_numpy(features.feature_ND[start : start + 4096].astype(np.float32)))
+            feature_BD = features.feature_ND[start : start + 4096].astype(np.float32)
+            feature_BD = feature_BD if project is None else project(feature_BD)
+            logit_BC = head(torch.from_numpy(feature_BD))
             best.append(logit_BC.topk(top, dim=1).indices.int().numpy())
     predicted = pa.FixedSizeListArray.from_arrays(pa.array(np.concatenate(best).reshape(-1)), top)
     table = {"row": features.row_N, "label": features.label_N, "predicted": predicted}

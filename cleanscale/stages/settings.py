@@ -27,6 +27,11 @@ class FeaturesSettings(BaseModel):
     model_config = FROZEN
 
     batch_size: int = Field(64, ge=1, description="Images that the backbone takes at once.")
+    dimensions: int = Field(
+        256,
+        ge=0,
+        description="Width of features: wider ones are projected (square roots, principal components); 0 keeps all.",
+    )
     rows_per_file: int = Field(
         0, ge=0, description="Images per file while features are made, the unit of resuming; 0 follows from the input."
     )

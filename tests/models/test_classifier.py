@@ -2,8 +2,16 @@ import pytest
 import torch
 
 from cleanscale.errors import DataError
+from cleanscale.maths.projection import fit_projection
 from cleanscale.models.backbones import BackboneSettings, build_backbone
-from cleanscale.models.classifier import build_classifier, classifier_from_bytes, classifier_to_bytes
+from cleanscale.models.classifier import (
+    Classifier,
+    FeatureProjection,
+    build_classifier,
+    classifier_from_bytes,
+    classifier_to_bytes,
+)
+from cleanscale.models.heads import Head
 
 SETTINGS = BackboneSettings(name="test_resnet", weights="", image_size=32)
 IMAGES = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -47,3 +55,18 @@ def test_a_frozen_backbone_leaves_the_head_to_train():
     model(IMAGES).sum().backward()
     assert {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None} == {"head"}
     assert all(torch.equal(before[key], value) for key, value in model.backbone.state_dict().items())
+
+
+def test_a_projection_inside_the_classifier_does_what_the_features_stage_did():
+    model = build_classifier(SETTINGS, 4)
+    images = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8)
+    model.eval()
+    with torch.inference_mode():
+        feature_BD = model.backbone(images)
+    project = fit_projection(feature_BD.numpy(), 3)
+    head = Head(3, 4).eval()
+    whole = Classifier(model.backbone, head, FeatureProjection(torch.from_numpy(project.to_array())))
+    loaded, _ = classifier_from_bytes(classifier_to_bytes(whole, SETTINGS))
+    with torch.inference_mode():
+        expected = head(torch.from_numpy(project(feature_BD.numpy())))
+        torch.testing.assert_close(loaded.eval()(images), expected, rtol=1e-4, atol=1e-4)
