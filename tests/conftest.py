@@ -1,4 +1,4 @@
-"""What tests of whole runs share: one Ray session, one S3 server, two small finished runs, and training without a group."""
+"""What tests of whole runs share: one Ray session, one S3 server, two small finished runs, training without a group."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def s3_environment() -> Iterator[dict[str, str]]:
 
 @pytest.fixture(scope="session")
 def ray_session(s3_environment) -> Iterator[None]:
-    """One Ray for all tests. Its workers know the S3 server, as they would on a cluster whose nodes have the variables."""
+    """One Ray for all tests; its workers know the S3 server, as on a cluster whose nodes have the variables."""
     opened = contextlib.ExitStack()
     with pytest.MonkeyPatch.context() as patch:
         for name, value in s3_environment.items():
@@ -123,7 +123,7 @@ class LoneWorker(Worker):
 
 @pytest.fixture
 def train_here(ray_session, monkeypatch) -> None:
-    """Training loops run in the test's process: for tests that are not about worker groups, which take seconds to start."""
+    """Training loops run in the test's process: worker groups, which take seconds to start, are tested elsewhere."""
     import torch
 
     def train(loop: Any, config: Any, *, uri: str, **_: Any) -> None:

@@ -34,12 +34,11 @@ def test_every_setting_says_what_it_is_for():
 
 def test_the_settings_that_scripts_rely_on_are_there():
     names = {f"{section}.{name}" for section, name, _ in every_field()}
-    assert names >= set(
-        "run.uri run.seed run.rounds data.train data.test data.verification data.true_label data.label data.image data.id "
-        "backbone.name backbone.weights backbone.image_size backbone.frozen classifier.epochs references.per_class "
-        "cleannet.steps cleannet.beta cleannet.gamma cleannet.rho detector.delta treatment.name engine.num_workers "
-        "engine.use_gpu".split()
-    )
+    scripts = """run.uri run.seed run.rounds data.train data.test data.verification data.true_label data.label
+        data.image data.id backbone.name backbone.weights backbone.image_size backbone.frozen classifier.epochs
+        references.per_class cleannet.steps cleannet.beta cleannet.gamma cleannet.rho detector.delta treatment.name
+        engine.num_workers engine.use_gpu"""
+    assert names >= set(scripts.split())
 
 
 def test_no_argument_means_the_embedded_data_set():

@@ -1,0 +1,73 @@
+"""Worker groups: each takes seconds to start."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+
+from cleanscale.engine.settings import EngineSettings
+from cleanscale.engine.train import train_on_workers
+from cleanscale.errors import ConfigError, StageError
+
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test module
+pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.slow]
+
+
+def meet(worker, config):
+    total = worker.collectives.sum(torch.tensor([worker.rank + 1.0]))
+    worker.say(1, 2, "steps", loss=0.5)
+    worker.say(2, 2, "steps", loss=0.25)
+    Path(worker.uri, f"rank-{worker.rank}").write_text(f"{worker.world} {total.item()} {config} {worker.device}")
+
+
+def test_workers_know_each_other_and_every_number_of_rank_0_is_heard(tmp_path):
+    heard = []
+    settings = EngineSettings(num_workers=2)
+    train_on_workers(meet, "config", uri=str(tmp_path), settings=settings, on_progress=heard.append)
+    said = {path.name: path.read_text() for path in tmp_path.glob("rank-*")}
+    assert said == {"rank-0": "2 3.0 config cpu", "rank-1": "2 3.0 config cpu"}
+    assert heard[-1]["done"] == 2
+    assert [one["metrics"]["loss"] for one in heard[-1]["numbers"]] == [0.5, 0.25]
+
+
+def refuse(worker, folder):
+    (Path(folder) / f"attempt-{len(list(Path(folder).glob('attempt-*')))}").touch()
+    raise StageError("found this; expected that; do so")
+
+
+def test_the_users_error_of_a_worker_ends_the_training_with_its_message(tmp_path):
+    attempts = tmp_path / "attempts"
+    attempts.mkdir()
+    with pytest.raises(StageError) as caught:
+        train_on_workers(refuse, str(attempts), uri=str(tmp_path / "stage"), settings=EngineSettings())
+    assert str(caught.value) == "found this; expected that; do so"
+    assert len(list(attempts.iterdir())) == 1
+
+
+def count_to_four(worker, folder):
+    state = worker.checkpoint() or {"count": 0}
+    for count in range(state["count"], 4):
+        with (Path(folder) / "counted").open("a") as file:
+            file.write(f"{count} ")
+        worker.save(lambda count=count: {"count": count + 1}, {"count": count})
+        if count == 1 and not (Path(folder) / "killed").exists():
+            (Path(folder) / "killed").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_worker_goes_on_from_the_last_checkpoint(tmp_path):
+    train_on_workers(count_to_four, str(tmp_path), uri=str(tmp_path / "stage"), settings=EngineSettings())
+    # Ray may not have heard of the newest checkpoint when the worker dies: then the one before counts.
+    assert (counted := (tmp_path / "counted").read_text()) in ("0 1 2 3 ", "0 1 1 2 3 ")
+    # What a driver that was killed before the stage's manifest does: the same call again, from the last checkpoint.
+    train_on_workers(count_to_four, str(tmp_path), uri=str(tmp_path / "stage"), settings=EngineSettings())
+    assert (tmp_path / "counted").read_text() == counted
+
+
+def test_more_workers_than_gpus_is_the_users_error(tmp_path):
+    with pytest.raises(ConfigError, match=r"--engine\.num_workers is 2 with GPUs, but the cluster has 0"):
+        train_on_workers(meet, None, uri=str(tmp_path / "stage"), settings=EngineSettings(num_workers=2, use_gpu=True))

@@ -1,0 +1,10 @@
+import numpy as np
+
+from cleanscale.stages.class_index import ClassEmbeddings
+
+
+def test_a_class_without_references_has_no_embedding():
+    embeddings = ClassEmbeddings(np.array([2, 5], np.int32), np.array([[1.0, 0.0], [0.0, 1.0]], np.float32))
+    found = embeddings.of(np.array([5, 2, 3, 9, 0]))
+    np.testing.assert_array_equal(found[:2], [[0, 1], [1, 0]])
+    assert np.isnan(found[2:]).all()

@@ -1,0 +1,42 @@
+import numpy as np
+import pytest
+
+from cleanscale.engine.settings import EngineSettings
+from cleanscale.pipeline import read_inputs
+from cleanscale.reporting.progress import Progress
+from cleanscale.stages import evaluate
+from cleanscale.stages.feature_shards import FeatureShards
+from cleanscale.stages.place import Place
+from cleanscale.storage.manifests import read_manifest
+
+
+@pytest.fixture
+def judged(features_run):
+    run = features_run.folder / "rounds" / "00"
+    shards = FeatureShards.of(str(run / "features"), read_manifest(str(run / "features")))
+    place = Place(str(features_run.folder), 0, EngineSettings(), Progress())
+    data = read_inputs(features_run.settings, place).train
+    return evaluate.judgements(str(run / "relevance"), shards, data), data
+
+
+def test_images_that_were_verified_are_not_evaluated(judged, make_features):
+    found, data = judged
+    table = make_features()
+    unseen_N = table["verified"].to_numpy() == -1
+    assert data.verification().num_rows == (~unseen_N).sum() > 0
+    assert len(found.label_N) == unseen_N.sum()
+    np.testing.assert_array_equal(np.bincount(found.label_N), np.bincount(table["label"].to_numpy()[unseen_N]))
+    wrong_N = table["label"].to_numpy() != table["true_label"].to_numpy()
+    assert found.wrong_N.sum() == wrong_N[unseen_N].sum()
+
+
+def test_held_out_classes_are_those_in_which_nobody_verified_an_image(judged):
+    found, _ = judged
+    assert set(found.label_N[found.held_out_N]) == {4, 5, 6, 7}
+    assert set(found.label_N[~found.held_out_N]) == {0, 1, 2, 3}
+
+
+def test_every_detector_was_judged_on_the_same_images(judged):
+    found, _ = judged
+    assert {"transfer", "cleannet", "naive", "classification_filtering"} <= set(found.decisions())
+    assert {len(called) for called, _ in found.decisions().values()} == {len(found.label_N)}

@@ -1,0 +1,61 @@
+import numpy as np
+import pyarrow as pa
+
+from cleanscale.schema import features_schema
+from cleanscale.stages.feature_files import fixed_size
+from cleanscale.stages.feature_shards import Features, FeatureShards
+from cleanscale.storage.shards import plan_shards
+from cleanscale.storage.tables import write_table
+
+WIDTH = 3
+
+
+def stored(folder, target_rows):
+    """60 images of classes 1 (10), 4 (40) and 6 (10), as the features stage leaves them."""
+    row_N = np.random.default_rng(0).permutation(60)
+    label_N = np.repeat([1, 4, 6], [10, 40, 10]).astype(np.int32)
+    shards = plan_shards(np.array([1, 4, 6]), np.array([10, 40, 10]), target_rows)
+    feature_ND = np.repeat(row_N[:, None], WIDTH, axis=1).astype(np.float16)
+    for shard in shards:
+        mine = np.flatnonzero(shard.contains(label_N, row_N))
+        mine = mine[np.lexsort((row_N[mine], label_N[mine]))]
+        columns = {"row": row_N[mine], "id": [f"image {r}" for r in row_N[mine]], "label": label_N[mine]}
+        table = pa.table(columns | {"feature": fixed_size(feature_ND[mine])}).cast(features_schema(WIDTH))
+        write_table(str(folder / f"{shard.name}.parquet"), table)
+    return FeatureShards(str(folder), "f", WIDTH, tuple(shards))
+
+
+def test_parts_of_a_class_stand_together_and_every_other_shard_alone(tmp_path):
+    shards = stored(tmp_path, target_rows=12)
+    assert [[s.label_start for s in group] for group in shards.class_ranges()] == [[1], [4, 4, 4, 4], [6]]
+
+
+def test_features_read_as_they_were_written_whatever_the_shards(tmp_path):
+    for target_rows in (12, 1000):
+        folder = tmp_path / str(target_rows)
+        shards = stored(folder, target_rows)
+        found = shards.read_all(list(shards.shards))
+        assert sorted(found.row_N.tolist()) == list(range(60))
+        assert found.feature_ND.dtype == np.float16
+        np.testing.assert_array_equal(found.feature_ND, np.repeat(found.row_N[:, None], WIDTH, axis=1))
+        assert found.id_N.to_pylist() == [f"image {row}" for row in found.row_N]
+
+
+def test_workers_get_all_shards_once(tmp_path):
+    shards = stored(tmp_path, target_rows=12)
+    hands = shards.deal(3)
+    assert sorted(s.index for hand in hands for s in hand) == list(range(len(shards.shards)))
+
+
+def test_the_features_of_some_images_are_found_wherever_they_are(tmp_path, ray_session):
+    shards = stored(tmp_path, target_rows=12)
+    every = shards.read_all(list(shards.shards))
+    wanted = np.isin(every.row_N, [3, 17, 59])
+    found = shards.rows(every.row_N[wanted], every.label_N[wanted])
+    assert sorted(found.row_N.tolist()) == [3, 17, 59]
+    assert len(shards.rows(np.array([1000]), np.array([4]))) == 0
+
+
+def test_nothing_is_an_empty_matrix_of_the_right_width():
+    nothing = Features.concatenate([], WIDTH)
+    assert (len(nothing), nothing.feature_ND.shape) == (0, (0, WIDTH))

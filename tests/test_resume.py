@@ -1,0 +1,141 @@
+"""Runs that are killed at any moment: the same command finishes them with the tables of an undisturbed run.
+
+Slow: each attempt is a process with a Ray of its own.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cleanscale.config import load
+from cleanscale.engine.memory import descendants
+
+pytestmark = pytest.mark.slow
+LONGEST_S = 240
+
+
+@pytest.fixture
+def begun(glyphs_run, tmp_path) -> Path:
+    """A run folder with the data that `glyphs_run` drew and ingested, and nothing more."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for part in ("glyphs", "ingest"):
+        shutil.copytree(glyphs_run.folder / part, folder / part)
+    return folder
+
+
+def wait_for(happened: Callable[[], bool], ended: Callable[[], bool]) -> bool:
+    """Wait until it happened (True), or what was to make it happen ended (False)."""
+    deadline = time.monotonic() + LONGEST_S
+    while not happened():
+        if ended():
+            return happened()
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.02)
+    return True
+
+
+def kill_all(process: subprocess.Popen) -> None:
+    """SIGKILL for the driver and everything that it started, Ray included: as when a machine goes down."""
+    own = [*descendants(process.pid), process.pid]
+    process.kill()
+    for pid in own:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait(30)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    return list((folder / "rounds/00/classifier/ray_train").glob("**/checkpoint_*/state.pt"))
+
+
+def assert_same_result(one: Path, other: Path, by_row) -> None:
+    assert by_row(one / "relevance").equals(by_row(other / "relevance"))
+    for stage in ("features", "evidence"):
+        assert by_row(one / "rounds/00" / stage).equals(by_row(other / "rounds/00" / stage))
+    numbers = [json.loads((folder / "metrics.json").read_text()) for folder in (one, other)]
+    for part in ("detection", "calibration", "classification"):
+        assert numbers[0][part] == numbers[1][part]
+    for classifier in ("rounds/00/classifier", "rounds/01/classifier"):
+        model = f"{classifier}/model.safetensors"
+        assert (one / model).read_bytes() == (other / model).read_bytes()
+
+
+def test_a_run_that_is_killed_again_and_again_ends_like_an_undisturbed_one(
+    glyphs_run, glyphs_toml, begun, stages_done, by_row
+):
+    """Killed after a checkpoint of the classifier, while features are made, and after CleanNet."""
+    rounds = begun / "rounds/00"
+    moments = [
+        lambda: bool(checkpoints(begun)),
+        lambda: (rounds / "features/started.json").exists(),
+        lambda: (rounds / "cleannet/manifest.json").exists(),
+    ]
+    command = [sys.executable, "-m", "cleanscale.train", "--config", str(glyphs_toml), "--run.uri", str(begun)]
+    command += ["--tracking.enabled", "false", "--features.rows_per_file", "64"]
+    finished: dict[str, int] = {}
+    for moment in [*moments, None]:
+        with (begun.parent / "log").open("w") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+            try:
+                if moment is None:
+                    status = process.wait(LONGEST_S)
+                else:
+                    assert wait_for(moment, lambda process=process: process.poll() is not None)
+                    assert process.poll() is None, "it ended before it could be killed"
+            finally:
+                kill_all(process)
+        done = stages_done(begun)
+        # What was complete when it was killed is not done again.
+        assert {stage: done[stage] for stage in finished} == finished
+        finished = done
+    assert status == 0, (begun.parent / "log").read_text()
+    assert_same_result(glyphs_run.folder, begun, by_row)
+
+
+def test_a_training_worker_that_is_killed_changes_no_result(glyphs_run, glyphs_toml, begun, finish, by_row):
+    """In the shared Ray session: the worker dies, the group starts again from its checkpoint."""
+    killed: list[int] = []
+
+    def kill_a_worker() -> None:
+        wait_for(lambda: bool(checkpoints(begun)), lambda: (begun / "rounds/00/classifier/manifest.json").exists())
+        for pid in descendants(os.getpid()):
+            with contextlib.suppress(OSError):
+                if "RayTrainWorker" in Path(f"/proc/{pid}/cmdline").read_text():
+                    os.kill(pid, signal.SIGKILL)
+                    killed.append(pid)
+
+    watching = threading.Thread(target=kill_a_worker, daemon=True)
+    watching.start()
+    arguments = ["--run.uri", str(begun), "--evaluate.figures", "false"]
+    finish(load(["--config", str(glyphs_toml), *arguments]))
+    watching.join(5)
+    assert killed
+    assert_same_result(glyphs_run.folder, begun, by_row)
+
+
+def test_a_run_that_is_asked_to_stop_says_how_it_goes_on(glyphs_toml, begun):
+    """SIGTERM, as a scheduler sends it, while the classifier trains."""
+    command = [sys.executable, "-m", "cleanscale.train", "--config", str(glyphs_toml), "--run.uri", str(begun)]
+    process = subprocess.Popen(
+        [*command, "--tracking.enabled", "false"], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        assert wait_for(lambda: bool(checkpoints(begun)), lambda: process.poll() is not None)
+        process.terminate()
+        said = process.communicate(timeout=60)[1]
+    finally:
+        kill_all(process)
+    assert process.returncode == 1
+    assert "the same command goes on from here" in said
+    assert "Traceback" not in said
