@@ -32,6 +32,7 @@ from cleanscale.stages import (
 )
 from cleanscale.stages.feature_shards import FeatureShards
 from cleanscale.stages.ingest import Ingested
+from cleanscale.stages.judged_shard import Sources
 from cleanscale.stages.place import Place, Report
 from cleanscale.stages.predictions import Predictions
 from cleanscale.storage import uris
@@ -155,7 +156,7 @@ def one_round(settings: Settings, place: Place, inputs: Inputs, number: int, las
         folder(number, "relevance"),
         relevance.run,
         place,
-        relevance.Sources(shards, sets[0], net[0], index[0], seen[0], published[0] if published else None),
+        Sources(shards, sets[0], net[0], index[0], seen[0], published[0] if published else None),
         {"features": shards.fingerprint, "cleannet": net[1], "class_index": index[1], "evidence": seen[1]}
         | ({"cleannet_published": published[1]} if published else {}),
         checked,

@@ -30,6 +30,8 @@ DEFAULT_ENVIRONMENT = {
     "RAY_DEDUP_LOGS": "0",
     # Ray makes its workers nice (15): on a machine that does anything else they would starve.
     "RAY_worker_niceness": "0",
+    # Threads that spin while they wait for each other slow a busy machine down many times over.
+    "OMP_WAIT_POLICY": "PASSIVE",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
 }
 

@@ -1,0 +1,115 @@
+"""What is known of the images of one class shard when their labels are judged: features, evidence, embeddings.
+
+# N images of a shard, V verified images, E embedding width
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from cleanscale.detectors import Evidence
+from cleanscale.stages import class_index as class_index_stage
+from cleanscale.stages import cleannet as cleannet_stage
+from cleanscale.stages import references as references_stage
+from cleanscale.stages.class_index import ClassEmbeddings
+from cleanscale.stages.feature_shards import Features, FeatureShards
+from cleanscale.storage import uris
+from cleanscale.storage.shards import Shard
+from cleanscale.storage.tables import read_table
+from cleanscale.training.cleannet import query_embeddings, relevance
+
+NOT_SIGNALS = ("row", "label", "best_other", "best_other_log_probability")
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Folders that the judgement is made from."""
+
+    features: FeatureShards
+    references: str
+    cleannet: str
+    class_index: str
+    evidence: str
+    published: str | None = None  # CleanNet as published, reported beside
+
+    def signal_names(self) -> list[str]:
+        """What an Evidence made here holds."""
+        table = read_table(uris.join(self.evidence, f"{self.features.shards[0].name}.parquet"))
+        stored = [n for n in table.column_names if n not in NOT_SIGNALS]
+        return [*stored, "cleannet_cosine", "reference_cosine"]
+
+
+@dataclass(frozen=True)
+class JudgedShard:
+    """One shard, read once. best_other_N: the most probable class but the own; -1 where there is none."""
+
+    features: Features
+    evidence: Evidence
+    best_other_N: np.ndarray
+    query_NE: np.ndarray
+    classes: ClassEmbeddings
+
+    @classmethod
+    def read(cls, shard: Shard, sources: Sources) -> JudgedShard:
+        features = sources.features.read(shard)
+        table = read_table(uris.join(sources.evidence, f"{shard.name}.parquet"))
+        table = table.take(pa.array(places(table["row"].to_numpy(), features.row_N)))
+        classes = class_index_stage.read(sources.class_index)
+        query_NE = query_embeddings(cleannet_stage.load(sources.cleannet), features.feature_ND.astype(np.float32))
+        signals = {n: table[n].to_numpy() for n in table.column_names if n not in NOT_SIGNALS}
+        signals["cleannet_cosine"] = cosine(query_NE, classes.of(features.label_N))
+        signals["reference_cosine"] = reference_cosine(shard, sources, features)
+        evidence = Evidence(features.row_N, features.label_N, signals)
+        return cls(features, evidence, table["best_other"].to_numpy(), query_NE, classes)
+
+    def suggestions(self, mislabeled_N: np.ndarray) -> tuple[pa.Array, pa.Array]:
+        """For labels called wrong, the best other class and the image's relevance to it; null for the rest."""
+        known_N = mislabeled_N & (self.best_other_N >= 0)
+        similarity_N = np.nan_to_num(cosine(self.query_NE, self.classes.of(self.best_other_N)))
+        return (
+            pa.array(self.best_other_N, pa.int32(), mask=~known_N),
+            pa.array(similarity_N, pa.float32(), mask=~known_N),
+        )
+
+
+def evidence_of_rows(shard: Shard, sources: Sources, row_V: np.ndarray) -> Evidence:
+    """Evidence of those of these rows that are in the shard."""
+    evidence = JudgedShard.read(shard, sources).evidence
+    return evidence.select(np.isin(evidence.row_N, row_V))
+
+
+def published_evidence(features: Features, shard: Shard, sources: Sources) -> Evidence:
+    """Cosines by CleanNet as published."""
+    assert sources.published is not None
+    references = references_stage.read(sources.references, [[shard]], sources.features.width)
+    model = cleannet_stage.load(sources.published)
+    cosine_N = relevance(model, references, features.feature_ND.astype(np.float32), features.label_N)
+    return Evidence(features.row_N, features.label_N, {"cleannet_cosine": cosine_N})
+
+
+def crossfitted_cosines(cleannet: str, row_N: np.ndarray) -> np.ndarray:
+    """Cosines of verified images by CleanNets that saw no verification label of their class."""
+    fitted_row, cosine_V = cleannet_stage.cross_fitted(cleannet)
+    return cosine_V[np.searchsorted(fitted_row, row_N)] if len(row_N) else np.empty(0, np.float32)
+
+
+def places(row_M: np.ndarray, row_N: np.ndarray) -> np.ndarray:
+    """Where each of row_N stands in row_M (the same rows in another order)."""
+    order_M = np.argsort(row_M)
+    return order_M[np.searchsorted(row_M[order_M], row_N)]
+
+
+def cosine(query_NE: np.ndarray, class_NE: np.ndarray) -> np.ndarray:
+    return np.einsum("ne,ne->n", query_NE, class_NE).clip(-1, 1)
+
+
+def reference_cosine(shard: Shard, sources: Sources, features: Features) -> np.ndarray:
+    """Average baseline: cosine of each image's feature to the mean reference of its class."""
+    references = references_stage.read(sources.references, [[shard]], sources.features.width)
+    mean_ND = references.mean_CD()[references.position(features.label_N)]
+    feature_ND = features.feature_ND.astype(np.float32)
+    lengths_N = np.linalg.norm(mean_ND, axis=1) * np.linalg.norm(feature_ND, axis=1)
+    return (np.einsum("nd,nd->n", mean_ND, feature_ND) / np.maximum(lengths_N, 1e-12)).astype(np.float32)
