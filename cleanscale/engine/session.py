@@ -32,7 +32,8 @@ DEFAULT_ENVIRONMENT = {
     "RAY_worker_niceness": "0",
     # Threads that spin while they wait for each other slow a busy machine down many times over.
     "OMP_WAIT_POLICY": "PASSIVE",
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    # Ray's core writes messages to the terminal that mean nothing to a user; its errors still arrive as exceptions.
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
 
 
@@ -104,8 +105,8 @@ def prepare_data() -> None:
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False
     context.print_on_execution_start = False
-    for name in ("ray.data", "ray.train", "ray.tune"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ("ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     # It logs a task's error with its traceback and then raises it: a user's error is to be one message.
     logging.getLogger("ray.data._internal.execution.streaming_executor_state").setLevel(logging.CRITICAL)
 
