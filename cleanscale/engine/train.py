@@ -8,7 +8,7 @@ import logging
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,15 +70,11 @@ class Worker:
             torch.save(state(), Path(folder) / STATE)
             ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
 
-    def say(self, done: float, total: float, unit: str, **metrics: Any) -> None:
-        """Progress for the driver, from rank 0, written at most once a second; no metrics are lost in between."""
-        if self.rank != 0:
-            return
-        if metrics:
-            self.numbers = [*self.numbers, {"done": done, "metrics": metrics}][-KEPT_NUMBERS:]
-        if time.monotonic() - self.last_said_s > 1.0 or done >= total:
+    def say(self, done: float, total: float, unit: str, history: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Progress for the driver, from rank 0, at most once a second. history: numbers so far, with their `step`."""
+        if self.rank == 0 and (time.monotonic() - self.last_said_s > 1.0 or done >= total):
             self.last_said_s = time.monotonic()
-            said = {"done": done, "total": total, "unit": unit, "numbers": self.numbers}
+            said = {"done": done, "total": total, "unit": unit, "history": list(history)}
             write_json(uris.join(self.uri, PROGRESS), said)
 
 

@@ -134,12 +134,16 @@ def train_loop(worker: Worker, job: Job) -> None:
 
     def epoch_batches(epoch: int) -> Iterator[Batch]:
         for step, block in enumerate(filled(streams.batches(epoch, batch), batch, steps)):
-            worker.say((epoch + step / steps) * len(row_N), course.epochs * len(row_N), "images")
+            worker.say((epoch + step / steps) * len(row_N), course.epochs * len(row_N), "images", history)
             yield as_batch(block, label_R, weight_R)
 
-    def on_epoch(epoch: int, metrics: dict[str, float], state: Any) -> None:
-        worker.save(state, metrics)
-        worker.say((epoch + 1) * len(row_N), course.epochs * len(row_N), "images", **metrics)
+    start = worker.checkpoint()
+    history: list[dict[str, float]] = start["history"] if start else []
+
+    def on_epoch(epoch: int, metrics: dict[str, float], state: Callable[[], dict[str, Any]]) -> None:
+        history.append({"step": epoch, **metrics})
+        worker.save(lambda: state() | {"history": history}, metrics)
+        worker.say((epoch + 1) * len(row_N), course.epochs * len(row_N), "images", history)
 
     fit_classifier(
         model,
@@ -148,7 +152,7 @@ def train_loop(worker: Worker, job: Job) -> None:
         steps_per_epoch=steps,
         seed=job.seed,
         course=course,
-        start=worker.checkpoint(),
+        start=start,
         collectives=worker.collectives,
         device=worker.device,
         on_epoch=on_epoch,

@@ -102,12 +102,14 @@ def fit_loop(worker: Worker, job: Job) -> None:
     total = (settings.class_folds + 1) * settings.steps
     total += settings.start_steps if settings.fold_start == "unverified" else 0
     done = 0
+    history: list[dict[str, float]] = []
 
     def on_step(step: int, losses: dict[str, Any]) -> None:
         nonlocal done
         done += 1
         if done % 50 == 0:
-            worker.say(done, total, "steps", **{k: round(float(v), 5) for k, v in losses.items()})
+            history.append({"step": done, **{k: round(float(v), 5) for k, v in losses.items()}})
+            worker.say(done, total, "steps", history)
 
     fitted = cross_fitted_relevance(
         together.feature_ND.astype(np.float32),

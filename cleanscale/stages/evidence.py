@@ -104,6 +104,15 @@ def heads_loop(worker: Worker, job: Job) -> None:
     weight_N = np.ones(len(own), np.float32)
     if job.weights_uri is not None:
         weight_N = np.nan_to_num(read_array(job.weights_uri)[own.row_N])
+    done, total = 0, job.settings.row_folds * job.heads.epochs
+    history: list[dict[str, float]] = []
+
+    def on_epoch(epoch: int, loss: float) -> None:
+        nonlocal done
+        done += 1
+        history.append({"step": done, "loss": loss})
+        worker.say(done, total, "epochs", history)
+
     heads = fit_out_of_fold_heads(
         own.feature_ND.astype(np.float32),
         own.label_N.astype(np.int64),
@@ -115,6 +124,7 @@ def heads_loop(worker: Worker, job: Job) -> None:
         folds=job.settings.row_folds,
         collectives=worker.collectives,
         device=worker.device,
+        on_epoch=on_epoch,
     )
     if worker.rank == 0:
         for fold, head in enumerate(heads):
@@ -130,12 +140,11 @@ def out_of_fold(job: Job) -> OutOfFold:
 
 def prototypes(job: Job) -> None:
     """Mean feature of all images, then prototypes of classes: sums over shards, added up here."""
-    total_D, images = np.zeros(job.features.width), 0
-    for _, (sum_D, n) in map_shards(feature_sum, list(job.features.shards), job):
-        total_D, images = total_D + sum_D, images + n
-    centre_D = (total_D / max(images, 1)).astype(np.float32)
-    sums = ClassSums.zeros(job.num_classes, job.features.width)
     # Added in the order of the shards, so that rounding does not depend on which task was first.
+    parts: dict[int, np.ndarray] = dict(map_shards(feature_sum, list(job.features.shards), job))
+    total_D = sum((parts[k] for k in sorted(parts)), np.zeros(job.features.width))
+    centre_D = (total_D / max(job.features.num_images, 1)).astype(np.float32)
+    sums = ClassSums.zeros(job.num_classes, job.features.width)
     found: dict[int, ClassSums] = dict(map_shards(sums_of_shard, list(job.features.shards), job, centre_D))
     for position in sorted(found):
         sums += found[position]
@@ -144,9 +153,8 @@ def prototypes(job: Job) -> None:
     write_array(uris.join(job.folder, "statistics.npy"), class_statistics(sums))
 
 
-def feature_sum(shard: Shard, job: Job) -> tuple[np.ndarray, int]:
-    features = job.features.read(shard)
-    return features.feature_ND.astype(np.float64).sum(axis=0), len(features)
+def feature_sum(shard: Shard, job: Job) -> np.ndarray:
+    return job.features.read(shard).feature_ND.astype(np.float64).sum(axis=0)
 
 
 def compared(job: Job, feature_ND: np.ndarray) -> Compared:

@@ -106,8 +106,11 @@ def fit_loop(worker: Worker, job: Job) -> None:
         weight_N = np.nan_to_num(read_array(job.weights_uri)[own.row_N])
     total = job.settings.epochs * job.features.num_images
 
+    history: list[dict[str, float]] = []
+
     def on_epoch(epoch: int, loss: float) -> None:
-        worker.say((epoch + 1) * job.features.num_images, total, "images", loss=loss)
+        history.append({"step": epoch, "loss": loss})
+        worker.say((epoch + 1) * job.features.num_images, total, "images", history)
 
     head = fit_head(
         own.feature_ND,

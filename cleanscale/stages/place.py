@@ -48,14 +48,14 @@ class Place:
 
     def follow(self, step: Step, stage: str) -> Callable[[dict[str, Any]], None]:
         """What `train_on_workers` tells of its progress, as a progress step and as reported numbers."""
-        seen = {"done": 0.0, "reported": 0.0}
+        done, reported = 0.0, 0
 
         def hear(said: dict[str, Any]) -> None:
-            step.advance(max(0.0, said["done"] - seen["done"]))
-            seen["done"] = max(seen["done"], said["done"])
-            for one in said["numbers"]:
-                if one["done"] > seen["reported"]:
-                    seen["reported"] = one["done"]
-                    self.report(stage, one["metrics"], int(one["done"]))
+            nonlocal done, reported
+            step.advance(int(said["done"]) - int(done))
+            done = max(done, said["done"])
+            for numbers in said["history"][reported:]:
+                self.report(stage, {k: v for k, v in numbers.items() if k != "step"}, int(numbers["step"]))
+            reported = max(reported, len(said["history"]))
 
         return hear

@@ -83,6 +83,7 @@ def fit_out_of_fold_heads(
     folds: int = 2,
     collectives: Collectives | None = None,
     device: str = "cpu",
+    on_epoch: Callable[[int, float], None] | None = None,
 ) -> list[Head]:
     """One head for each fold of rows: head f has not seen the rows of fold f and is the one that scores them.
 
@@ -103,6 +104,7 @@ def fit_out_of_fold_heads(
                 seed=seed * folds + fold,
                 collectives=collectives,
                 device=device,
+                on_epoch=on_epoch,
             )
         )
     return heads
