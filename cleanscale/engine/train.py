@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,6 @@ log = logging.getLogger(__name__)
 
 STATE = "state.pt"
 PROGRESS = "progress.json"
-KEPT_NUMBERS = 100
 
 
 @dataclass
@@ -43,7 +42,6 @@ class Worker:
     device: str
     collectives: Collectives
     last_said_s: float = 0.0
-    numbers: list[dict[str, Any]] = field(default_factory=list)  # the last that were said, with how far it was then
 
     @property
     def rank(self) -> int:

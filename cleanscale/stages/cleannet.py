@@ -107,7 +107,7 @@ def fit_loop(worker: Worker, job: Job) -> None:
     def on_step(step: int, losses: dict[str, Any]) -> None:
         nonlocal done
         done += 1
-        if done % 50 == 0:
+        if done % 50 == 0 or done == total:
             history.append({"step": done, **{k: round(float(v), 5) for k, v in losses.items()}})
             worker.say(done, total, "steps", history)
 

@@ -52,7 +52,8 @@ class Place:
 
         def hear(said: dict[str, Any]) -> None:
             nonlocal done, reported
-            step.advance(int(said["done"]) - int(done))
+            # A group that lost a worker goes on from further back: the progress waits until it is there again.
+            step.advance(max(0, int(said["done"]) - int(done)))
             done = max(done, said["done"])
             for numbers in said["history"][reported:]:
                 self.report(stage, {k: v for k, v in numbers.items() if k != "step"}, int(numbers["step"]))

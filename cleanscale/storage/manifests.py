@@ -94,9 +94,10 @@ def read_manifest(uri: str) -> Manifest | None:
 
 
 def stage_name(uri: str) -> str:
-    """`rounds/00/features` from a stage folder's URI, for messages."""
+    """`rounds/00/features` or `ingest/train` from a stage folder's URI, for messages."""
     parts = uri.rstrip("/").split("/")
-    return "/".join(parts[parts.index("rounds") :]) if "rounds" in parts else parts[-1]
+    starts = [k for k, part in enumerate(parts) if part in ("rounds", "ingest", "cache")]
+    return "/".join(parts[starts[-1] :]) if starts else parts[-1]
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
