@@ -214,10 +214,11 @@ def glyphs_run(call_main, glyphs_toml) -> Finished:
 def feature_table(
     classes: int = 8, per_class: int = 40, width: int = 16, wrong: float = 0.3, seed: int = 0
 ) -> pa.Table:
-    """Features around class centres, 30 % wrong labels, 15 labels checked in each class of the first half."""
+    """Features around centres of small and large classes, 30 % wrong labels, 15 checked in each of the first half."""
     rng = np.random.default_rng([11, seed])
     centre_CD = 1.5 * np.random.default_rng(5).standard_normal((classes, width))
-    true_N = rng.permutation(np.repeat(np.arange(classes), per_class))
+    images_C = per_class * np.repeat([1, 2, 3, 5], [classes // 2, classes // 4, classes // 8, classes // 8]) // 2
+    true_N = rng.permutation(np.repeat(np.arange(classes), images_C))
     feature_ND = (centre_CD[true_N] + rng.standard_normal((len(true_N), width))).astype(np.float32)
     label_N = np.where(rng.random(len(true_N)) < wrong, rng.integers(classes, size=len(true_N)), true_N)
     verified_N = np.full(len(true_N), -1, np.int8)
@@ -288,8 +289,8 @@ def stages_done() -> Callable[[Path], dict[str, int]]:
 
 
 def read_tables(folder: Path) -> pa.Table:
-    """All Parquet tables of a folder as one, by row."""
-    return pa.concat_tables([pq.read_table(file) for file in sorted(folder.glob("*.parquet"))]).sort_by("row")
+    """The tables of a stage's class shards as one, by row."""
+    return pa.concat_tables([pq.read_table(file) for file in sorted(folder.glob("shard-*.parquet"))]).sort_by("row")
 
 
 @pytest.fixture(scope="session")

@@ -19,8 +19,8 @@ pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.slow]
 
 def meet(worker, config):
     total = worker.collectives.sum(torch.tensor([worker.rank + 1.0]))
-    worker.say(1, 2, "steps", loss=0.5)
-    worker.say(2, 2, "steps", loss=0.25)
+    worker.say(1, 2, "steps", [{"step": 1, "loss": 0.5}])
+    worker.say(2, 2, "steps", [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}])
     Path(worker.uri, f"rank-{worker.rank}").write_text(f"{worker.world} {total.item()} {config} {worker.device}")
 
 
@@ -31,7 +31,7 @@ def test_workers_know_each_other_and_every_number_of_rank_0_is_heard(tmp_path):
     said = {path.name: path.read_text() for path in tmp_path.glob("rank-*")}
     assert said == {"rank-0": "2 3.0 config cpu", "rank-1": "2 3.0 config cpu"}
     assert heard[-1]["done"] == 2
-    assert [one["metrics"]["loss"] for one in heard[-1]["numbers"]] == [0.5, 0.25]
+    assert heard[-1]["history"] == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}]
 
 
 def refuse(worker, folder):

@@ -87,8 +87,8 @@ def test_naming_true_labels_changes_nothing_that_is_trained_on(place, data):
 
 
 def test_data_of_which_nothing_can_be_used_is_the_users_error(place, data):
-    uri = data(["a", "b"], pa.array([None, None], pa.string()))
-    with pytest.raises(DataError, match=r"none of 2 rows can be used \(2 x missing label.*--data\.label"):
+    uri = data([None, ""], ["cat", "dog"])
+    with pytest.raises(DataError, match=r"none of 2 rows can be used \(2 x missing id.*--data\.label"):
         ingest.run(place, place.path("ingest"), uri, DataSettings())
 
 

@@ -20,13 +20,32 @@ def test_folders_of_a_run_are_those_of_the_contract():
     assert place.round_path(1, "features") == "s3://bucket/run/rounds/01/features"
 
 
-def test_numbers_that_training_says_are_reported_with_how_far_it_was():
+def test_each_number_that_training_says_is_reported_once_with_its_step():
     heard = []
     place = Place("run", 0, EngineSettings(), Progress(), lambda *said: heard.append(said))
     with place.progress.step("classifier", 100) as step:
         hear = place.follow(step, "round_0/classifier")
-        numbers = [{"done": 10.0 * k, "metrics": {"loss": 1 / k}} for k in range(1, 4)]
-        hear({"done": 15.0, "numbers": []})
-        hear({"done": 20.0, "numbers": numbers[:2]})
-        hear({"done": 30.0, "numbers": numbers[1:]})  # the last ones again: each is reported once
-    assert heard == [("round_0/classifier", {"loss": 1 / k}, 10 * k) for k in range(1, 4)]
+        history = [{"step": k, "loss": 1 / (k + 1)} for k in range(3)]
+        hear({"done": 15.0, "history": []})
+        hear({"done": 20.0, "history": history[:2]})
+        hear({"done": 30.0, "history": history})
+    assert heard == [("round_0/classifier", {"loss": 1 / (k + 1)}, k) for k in range(3)]
+
+
+class Steps:
+    """A progress step that adds up."""
+
+    done = 0
+
+    def advance(self, count: int) -> None:
+        self.done += count
+
+
+def test_progress_waits_where_training_goes_on_from_further_back():
+    place, step = Place("run", 0, EngineSettings(), Progress()), Steps()
+    hear = place.follow(step, "classifier")
+    shown = []
+    for done in (40.0, 60.0, 50.0, 55.0, 70.0, 100.0):
+        hear({"done": done, "history": []})
+        shown.append(step.done)
+    assert shown == [40, 60, 60, 60, 70, 100]

@@ -76,11 +76,6 @@ def test_soft_weights_are_the_positive_part_of_the_cosine(judge):
     np.testing.assert_allclose(table["weight"], np.maximum(0, table["relevance"].to_numpy()), rtol=1e-6)
 
 
-def test_places_find_rows_in_another_order():
-    row_M = np.array([7, 3, 9])
-    np.testing.assert_array_equal(row_M[relevance.places(row_M, np.array([9, 7, 3]))], [9, 7, 3])
-
-
 def test_rows_that_nobody_looked_at_are_unseen():
     checked = pa.table({"row": [5, 2], "verified": pa.array([0, 1], pa.int8())})
     assert relevance.verified_of(checked, np.array([1, 2, 5, 6])).tolist() == [-1, 1, 0, -1]
