@@ -25,8 +25,6 @@ DEFAULT_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # One user's cluster on one machine needs no token; a shared cluster sets its own mode.
-    "RAY_AUTH_MODE": "disabled",
     "RAY_DEDUP_LOGS": "0",
     # Ray makes its workers nice (15): on a machine that does anything else they would starve.
     "RAY_worker_niceness": "0",
@@ -72,6 +70,8 @@ def start(settings: EngineSettings) -> None:
     # Ray's own messages of level INFO say nothing that a user of this tool can act on.
     quiet = {"logging_level": logging.WARNING, "log_to_driver": False, "configure_logging": True}
     if address is None:
+        # Ray keeps a token in ~/.ray, without which other users of this machine could run code as this one.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
         # One machine is not pre-empted by a cloud: the watcher would only take 110 MB beside every training stage.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         ray.init(
