@@ -21,6 +21,7 @@ from cleanscale.config import load
 from cleanscale.maths.intervals import measured_accuracy, paired_accuracy
 from cleanscale.pipeline import run
 from cleanscale.stages.feature_shards import Features, FeatureShards
+from cleanscale.stages.features import load_projection
 from cleanscale.storage.manifests import read_manifest
 from cleanscale.storage.tables import read_table
 from cleanscale.training.heads import HeadSettings, fit_head
@@ -80,13 +81,15 @@ def classification(split: int, runs: str, seeds: int) -> list[dict]:
     """Top-1 of a head on the frozen features by treatment, the mean over seeds, and the share of the verified gain."""
     train = features_of(f"{runs}/rounds/00/features")
     test = features_of(f"{runs}/rounds/00/backbone_test_features")
-    truth_N = read_truth(f"{runs}/ingest/train/true_label.npy")[train.row_N]
+    truth_N = np.load(f"{runs}/ingest/train/true_label.npy")[train.row_N]
+    project = load_projection(f"{runs}/rounds/00/features")
+    test_ND = test.feature_ND if project is None else project(test.feature_ND)
     correct: dict[str, np.ndarray] = {}
     for name, weight_N in weights_of(runs, train, truth_N).items():
         hits = []
         for seed in range(seeds):
             head = fit_head(train.feature_ND, train.label_N.astype(np.int64), weight_N, 100, HeadSettings(), seed=seed)
-            hits.append(head.frozen().log_probability(test.feature_ND).argmax(1) == test.label_N)
+            hits.append(head.frozen().log_probability(test_ND).argmax(1) == test.label_N)
         correct[name] = np.concatenate(hits)
     top1 = {name: 100 * hit.mean() for name, hit in correct.items()}
     whole = top1["every_image_verified"] - top1["none"]
@@ -101,10 +104,6 @@ def classification(split: int, runs: str, seeds: int) -> list[dict]:
         }
         for name, hit in correct.items()
     ]
-
-
-def read_truth(uri: str) -> np.ndarray:
-    return np.load(uri)
 
 
 def main() -> int:
