@@ -81,7 +81,7 @@ def run(settings: Settings, *, progress: Progress | None = None, report: Report 
     Raises: ConfigError, DataError and StageError for what a user can mend.
     """
     place = Place(settings.run_uri, settings.run.seed, settings.engine, progress or Progress(), report)
-    write_settings(settings, place)  # also finds out at once whether the run folder can be written
+    write_settings(settings, place)
     with session(settings.engine), place.memory:
         inputs = read_inputs(settings, place)
         write_settings(settings, place, inputs.train.label_map().names)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from rich.logging import RichHandler
 
-from cleanscale.config import Settings, load
+from cleanscale.config import Settings, load, resolved_toml
 from cleanscale.errors import CleanscaleError
 from cleanscale.reporting.progress import Progress
 from cleanscale.storage import uris
@@ -45,7 +45,8 @@ def train(settings: Settings, progress: Progress) -> None:
     from cleanscale.reporting.terminal import print_summary, report_console
     from cleanscale.tracking import tracked
 
-    uris.write_bytes(uris.join(settings.run_uri, ".writable"), b"")  # fails in seconds, before anything starts
+    # Written first of all: a run folder that cannot be written is found out in seconds, before anything starts.
+    uris.write_bytes(uris.join(settings.run_uri, "settings.toml"), resolved_toml(settings))
     with tracked(settings.tracking, settings.run_uri) as tracker:
         tracker.parameters(settings.model_dump(mode="json"))
         summary = run(settings, progress=progress, report=tracker.report)
