@@ -74,7 +74,9 @@ def start(settings: EngineSettings) -> None:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         # One machine is not pre-empted by a cloud: the watcher would only take 110 MB beside every training stage.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        # "local" starts one of its own: without an address Ray would join whatever else runs on this machine.
         ray.init(
+            address="local",
             num_cpus=settings.num_cpus,
             object_store_memory=settings.object_store_bytes,
             include_dashboard=False,
