@@ -70,8 +70,8 @@ def start(settings: EngineSettings) -> None:
     # Ray's own messages of level INFO say nothing that a user of this tool can act on.
     quiet = {"logging_level": logging.WARNING, "log_to_driver": False, "configure_logging": True}
     if address is None:
-        # Ray keeps a token in ~/.ray, without which other users of this machine could run code as this one.
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        # Ray's default holds: a token in ~/.ray, without which other users of this machine could run code as this one.
+        logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # which it announces at length
         # One machine is not pre-empted by a cloud: the watcher would only take 110 MB beside every training stage.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         # "local" starts one of its own: without an address Ray would join whatever else runs on this machine.
