@@ -20,6 +20,12 @@ from cleanscale.storage.manifests import flatten, read_json, write_json
 log = logging.getLogger(__name__)
 
 RECORD = "tracking.json"
+# A user's own value wins. By itself MLflow tries a server that does not answer for four minutes.
+DEFAULT_ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+}
 
 
 class TrackingSettings(BaseModel):
@@ -136,7 +142,8 @@ def beside(run_uri: str) -> Path:
 
 
 def open_run(settings: TrackingSettings, run_uri: str, store: str) -> Tracker:
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    for name, value in DEFAULT_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     import mlflow
 
     for name in ("alembic", "mlflow"):
