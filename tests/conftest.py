@@ -121,21 +121,31 @@ class LoneWorker(Worker):
         pass
 
 
-@pytest.fixture
-def train_here(ray_session, monkeypatch) -> None:
-    """Training loops run in the test's process: worker groups, which take seconds to start, are tested elsewhere."""
+def train_in_this_process(loop: Any, config: Any, *, uri: str, **_: Any) -> None:
+    """In place of a worker group of one."""
     import torch
 
-    def train(loop: Any, config: Any, *, uri: str, **_: Any) -> None:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(CPUS)
-        try:
-            loop(LoneWorker(uri, "cpu", Alone()), config)
-        finally:
-            torch.set_num_threads(threads)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(CPUS)  # as a group's only worker on this Ray would have
+    try:
+        loop(LoneWorker(uri, "cpu", Alone()), config)
+    finally:
+        torch.set_num_threads(threads)
 
-    for module in (classifier, cleannet, evidence, head_classifier):
-        monkeypatch.setattr(module, "train_on_workers", train)
+
+@contextlib.contextmanager
+def training_here() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (classifier, cleannet, evidence, head_classifier):
+            patch.setattr(module, "train_on_workers", train_in_this_process)
+        yield
+
+
+@pytest.fixture
+def train_here(ray_session) -> Iterator[None]:
+    """Training loops run in the test's process: worker groups, which take seconds to start, are tested elsewhere."""
+    with training_here():
+        yield
 
 
 @contextlib.contextmanager
@@ -263,7 +273,8 @@ def feature_values(feature_data) -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def features_run(finish, small_settings, feature_values, tmp_path_factory) -> Finished:
     """A run on features; tests look at it and copy it, none changes it."""
-    return finish(small_settings(tmp_path_factory.mktemp("runs") / "features", feature_values))
+    with training_here():
+        return finish(small_settings(tmp_path_factory.mktemp("runs") / "features", feature_values))
 
 
 @pytest.fixture

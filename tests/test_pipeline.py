@@ -444,43 +444,45 @@ def test_features_as_tsv_give_what_the_same_features_as_parquet_give(
     assert one.equals(other)
 
 
+@pytest.fixture
+def on_s3(feature_data, s3_environment, monkeypatch, tmp_path):
+    """Put the data on the S3 server; (settings to read it there, a function that fetches a run folder from there)."""
+    import fsspec
+
+    for name, value in s3_environment.items():
+        monkeypatch.setenv(name, value)
+    endpoint = {"endpoint_url": s3_environment["AWS_ENDPOINT_URL"]}
+    store = fsspec.filesystem("s3", client_kwargs=endpoint, use_listings_cache=False, skip_instance_cache=True)
+    for name in ("train", "test"):
+        store.put_file(str(feature_data / f"{name}.parquet"), f"runs-bucket/data/{name}.parquet")
+
+    def fetch(uri: str) -> Path:
+        store.get(f"{uri.removeprefix('s3://')}/", str(tmp_path / "fetched"), recursive=True)
+        return tmp_path / "fetched"
+
+    train, test = "s3://runs-bucket/data/train.parquet", "s3://runs-bucket/data/test.parquet"
+    return {"data": {"train": train, "test": test, "verified": "verified", "true_label": "true_label"}}, fetch
+
+
+def test_a_run_on_s3_gives_the_tables_of_a_local_run(features_run, finish, small_settings, on_s3, train_here, by_row):
+    values, fetch = on_s3
+    finish(small_settings("s3://runs-bucket/runs/alone", values))
+    folder = fetch("s3://runs-bucket/runs/alone")
+    assert by_row(folder / "relevance").equals(by_row(features_run.folder / "relevance"))
+    one, other = numbers_of(features_run.folder), numbers_of(folder)
+    assert one["detection"] == other["detection"]
+    assert one["classification"] == other["classification"]
+
+
 @pytest.mark.slow
-def test_any_number_of_training_workers_gives_the_same_references(
-    features_run, finish, small_settings, feature_values, tmp_path, by_row
-):
-    """Real worker groups: slow."""
-    folder = finish(small_settings(tmp_path / "run", feature_values, {"engine": {"num_workers": 2}})).folder
+def test_two_training_workers_on_s3_end_with_the_same_references(features_run, finish, small_settings, on_s3, by_row):
+    """Real worker groups, whose checkpoints lie on S3 too: slow."""
+    values, fetch = on_s3
+    finish(small_settings("s3://runs-bucket/runs/two", values, {"engine": {"num_workers": 2}}))
+    folder = fetch("s3://runs-bucket/runs/two")
     same_tables(features_run.folder, folder, by_row, stages=("features",))
     name = "rounds/00/references/classes-000000000.parquet"
     assert (folder / name).read_bytes() == (features_run.folder / name).read_bytes()
     # What SGD makes agrees in kind, not to the bit.
     one, other = (numbers_of(run)["detection"]["transfer"]["auroc"]["value"] for run in (features_run.folder, folder))
     assert abs(one - other) < 0.15
-
-
-@pytest.mark.slow
-def test_a_run_on_s3_gives_the_tables_of_a_local_run(
-    features_run, finish, small_settings, feature_data, s3_environment, monkeypatch, by_row, tmp_path
-):
-    """Data and run folder on an S3 server, with real worker groups: slow."""
-    import fsspec
-
-    for name, value in s3_environment.items():
-        monkeypatch.setenv(name, value)
-    store = fsspec.filesystem("s3", client_kwargs={"endpoint_url": s3_environment["AWS_ENDPOINT_URL"]})
-    for name in ("train", "test"):
-        store.put_file(str(feature_data / f"{name}.parquet"), f"runs-bucket/data/{name}.parquet")
-    data = {
-        "train": "s3://runs-bucket/data/train.parquet",
-        "test": "s3://runs-bucket/data/test.parquet",
-        "verified": "verified",
-        "true_label": "true_label",
-    }
-    settings = small_settings("s3://runs-bucket/runs/features", {"data": data})
-    finish(settings)
-    store.invalidate_cache()
-    store.get("runs-bucket/runs/features/", str(tmp_path / "run"), recursive=True)
-    assert by_row(tmp_path / "run" / "relevance").equals(by_row(features_run.folder / "relevance"))
-    one, other = numbers_of(features_run.folder), numbers_of(tmp_path / "run")
-    assert one["detection"] == other["detection"]
-    assert one["classification"] == other["classification"]

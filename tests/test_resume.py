@@ -17,8 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from cleanscale.config import load
 from cleanscale.engine.memory import descendants
+from cleanscale.pipeline import read_inputs, train_classifier
+from cleanscale.reporting.progress import Progress
+from cleanscale.stages.place import Place
 
 pytestmark = pytest.mark.slow
 LONGEST_S = 240
@@ -74,38 +76,45 @@ def assert_same_result(one: Path, other: Path, by_row) -> None:
 def test_a_run_that_is_killed_again_and_again_ends_like_an_undisturbed_one(
     glyphs_run, glyphs_toml, begun, stages_done, by_row
 ):
-    """Killed after a checkpoint of the classifier, while features are made, and after CleanNet."""
-    rounds = begun / "rounds/00"
-    moments = [
-        lambda: bool(checkpoints(begun)),
-        lambda: (rounds / "features/started.json").exists(),
-        lambda: (rounds / "cleannet/manifest.json").exists(),
-    ]
+    """Killed after a checkpoint of the classifier and while features are made, asked to stop after CleanNet."""
     command = [sys.executable, "-m", "cleanscale.train", "--config", str(glyphs_toml), "--run.uri", str(begun)]
     command += ["--tracking.enabled", "false", "--features.rows_per_file", "64"]
     finished: dict[str, int] = {}
-    for moment in [*moments, None]:
+
+    def attempt(moment: Callable[[], bool] | None, stop: Callable[[subprocess.Popen], None]) -> tuple[int, str]:
+        """Run the command until the moment comes, or to its end; what was complete before is not done again."""
+        nonlocal finished
         with (begun.parent / "log").open("w") as log:
             process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
             try:
-                if moment is None:
-                    status = process.wait(LONGEST_S)
-                else:
-                    assert wait_for(moment, lambda process=process: process.poll() is not None)
+                if moment is not None:
+                    wait_for(moment, lambda: process.poll() is not None)
                     assert process.poll() is None, "it ended before it could be killed"
+                    stop(process)
+                status = process.wait(LONGEST_S)
             finally:
                 kill_all(process)
-        done = stages_done(begun)
-        # What was complete when it was killed is not done again.
-        assert {stage: done[stage] for stage in finished} == finished
-        finished = done
-    assert status == 0, (begun.parent / "log").read_text()
+        before, finished = finished, stages_done(begun)
+        assert {stage: finished[stage] for stage in before} == before
+        return status, (begun.parent / "log").read_text()
+
+    attempt(lambda: bool(checkpoints(begun)), kill_all)
+    attempt((begun / "rounds/00/features/started.json").exists, kill_all)
+    status, said = attempt((begun / "rounds/00/cleannet/manifest.json").exists, subprocess.Popen.terminate)
+    assert status == 1
+    assert "the same command goes on from here" in said
+    assert "Traceback" not in said
+    status, said = attempt(None, kill_all)
+    assert status == 0, said
     assert_same_result(glyphs_run.folder, begun, by_row)
 
 
-def test_a_training_worker_that_is_killed_changes_no_result(glyphs_run, glyphs_toml, begun, finish, by_row):
+def test_a_training_worker_that_is_killed_changes_no_result(glyphs_run, begun):
     """In the shared Ray session: the worker dies, the group starts again from its checkpoint."""
     killed: list[int] = []
+    settings = glyphs_run.settings
+    place = Place(str(begun), settings.run.seed, settings.engine, Progress())
+    inputs = read_inputs(settings, place)
 
     def kill_a_worker() -> None:
         wait_for(lambda: bool(checkpoints(begun)), lambda: (begun / "rounds/00/classifier/manifest.json").exists())
@@ -117,25 +126,8 @@ def test_a_training_worker_that_is_killed_changes_no_result(glyphs_run, glyphs_t
 
     watching = threading.Thread(target=kill_a_worker, daemon=True)
     watching.start()
-    arguments = ["--run.uri", str(begun), "--evaluate.figures", "false"]
-    finish(load(["--config", str(glyphs_toml), *arguments]))
+    train_classifier(settings, place, inputs, 0, None)
     watching.join(5)
     assert killed
-    assert_same_result(glyphs_run.folder, begun, by_row)
-
-
-def test_a_run_that_is_asked_to_stop_says_how_it_goes_on(glyphs_toml, begun):
-    """SIGTERM, as a scheduler sends it, while the classifier trains."""
-    command = [sys.executable, "-m", "cleanscale.train", "--config", str(glyphs_toml), "--run.uri", str(begun)]
-    process = subprocess.Popen(
-        [*command, "--tracking.enabled", "false"], stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    try:
-        assert wait_for(lambda: bool(checkpoints(begun)), lambda: process.poll() is not None)
-        process.terminate()
-        said = process.communicate(timeout=60)[1]
-    finally:
-        kill_all(process)
-    assert process.returncode == 1
-    assert "the same command goes on from here" in said
-    assert "Traceback" not in said
+    model = "rounds/00/classifier/model.safetensors"
+    assert (begun / model).read_bytes() == (glyphs_run.folder / model).read_bytes()

@@ -62,10 +62,7 @@ def count_to_four(worker, folder):
 def test_a_killed_worker_goes_on_from_the_last_checkpoint(tmp_path):
     train_on_workers(count_to_four, str(tmp_path), uri=str(tmp_path / "stage"), settings=EngineSettings())
     # Ray may not have heard of the newest checkpoint when the worker dies: then the one before counts.
-    assert (counted := (tmp_path / "counted").read_text()) in ("0 1 2 3 ", "0 1 1 2 3 ")
-    # What a driver that was killed before the stage's manifest does: the same call again, from the last checkpoint.
-    train_on_workers(count_to_four, str(tmp_path), uri=str(tmp_path / "stage"), settings=EngineSettings())
-    assert (tmp_path / "counted").read_text() == counted
+    assert (tmp_path / "counted").read_text() in ("0 1 2 3 ", "0 1 1 2 3 ")
 
 
 def test_more_workers_than_gpus_is_the_users_error(tmp_path):

@@ -1,0 +1,120 @@
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+from cleanscale.datasets.settings import DataSettings
+from cleanscale.engine.settings import EngineSettings
+from cleanscale.errors import StageError
+from cleanscale.pipeline import read_inputs
+from cleanscale.reporting.progress import Progress
+from cleanscale.stages import features, ingest
+from cleanscale.stages.images import Images
+from cleanscale.stages.ingest import Ingested
+from cleanscale.stages.place import Place
+from cleanscale.stages.settings import FeaturesSettings
+from cleanscale.storage.manifests import read_manifest
+from cleanscale.training.transforms import AugmentationSettings
+
+
+def place_of(folder: Path, **engine) -> Place:
+    return Place(str(folder), 0, EngineSettings(**engine), Progress())
+
+
+@pytest.fixture
+def data(glyphs_run) -> Ingested:
+    return read_inputs(glyphs_run.settings, place_of(glyphs_run.folder)).train
+
+
+@pytest.fixture
+def extract(glyphs_run, data, tmp_path):
+    """Make the finished run's features again: extract(place, rows_per_file) -> the folder."""
+    classifier = glyphs_run.folder / "rounds/00/classifier"
+    made = str(classifier), read_manifest(str(classifier)).fingerprint
+
+    def do(place: Place, rows_per_file: int) -> Path:
+        settings = glyphs_run.settings.features.model_copy(update={"rows_per_file": rows_per_file})
+        features.run(place, place.path("features"), data, settings, glyphs_run.settings.augmentation, classifier=made)
+        return tmp_path / "features"
+
+    return do
+
+
+def assert_same_features(one: pa.Table, other: pa.Table) -> None:
+    for column in ("row", "id", "label"):
+        assert one[column].equals(other[column])
+    wide = [np.asarray(t["feature"].combine_chunks().flatten().to_numpy(), np.float32) for t in (one, other)]
+    # Batches are cut elsewhere and threads are other: float16 hides all but a last digit.
+    np.testing.assert_allclose(*wide, rtol=5e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("actors", "rows_per_file"), [(2, 64), (1, 100)])
+def test_neither_the_number_of_actors_nor_that_of_files_changes_features(
+    extract, glyphs_run, tmp_path, by_row, actors, rows_per_file
+):
+    folder = extract(place_of(tmp_path, feature_actors=actors), rows_per_file)
+    assert_same_features(by_row(folder), by_row(glyphs_run.folder / "rounds/00/features"))
+    assert not (folder / "rows").exists()
+
+
+def test_rows_that_an_interrupted_pass_has_written_are_not_computed_again(
+    extract, glyphs_run, tmp_path, by_row, monkeypatch
+):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(features, "map_shards", killed)  # the second pass: all rows are written, the stage is not done
+    with pytest.raises(KeyboardInterrupt):
+        extract(place_of(tmp_path), 64)
+    files = sorted((tmp_path / "features/rows").glob("*.parquet"))
+    assert len(files) == 5
+    monkeypatch.undo()
+    files[2].unlink()
+    seen = []
+    through_actors = features.through_actors
+
+    def counted(*args, **kwargs):
+        for file in through_actors(*args, **kwargs):
+            seen.append(int(file["rows"]))
+            yield file
+
+    monkeypatch.setattr(features, "through_actors", counted)
+    folder = extract(place_of(tmp_path), 64)
+    assert seen == [64]
+    assert_same_features(by_row(folder), by_row(glyphs_run.folder / "rounds/00/features"))
+
+
+def test_features_that_cannot_be_used_are_rejected_with_their_reasons(tmp_path, ray_session, by_row):
+    good, bad = [[1.0, 2.0]] * 4, [[np.nan, 0.0], [1e6, 0.0], None]
+    table = {"id": [str(k) for k in range(7)], "label": [0, 1, 0, 1, 0, 1, 0], "feature": good + bad}
+    pq.write_table(pa.table(table), tmp_path / "data.parquet")
+    place = place_of(tmp_path / "run")
+    data = ingest.run(place, place.path("ingest"), str(tmp_path / "data.parquet"), DataSettings())
+    made = features.run(
+        place, place.path("features"), data, FeaturesSettings(), AugmentationSettings(), classifier=None
+    )
+    assert by_row(tmp_path / "run/features")["row"].to_pylist() == [0, 1, 2, 3]
+    files = [tmp_path / "run" / part / "rejected.parquet" for part in ("ingest", "features")]
+    rejected = [row for file in files for row in pq.read_table(file).to_pylist()]
+    assert sorted((r["id"], r["reason"]) for r in rejected) == [
+        ("4", "NaN feature"),
+        ("5", "feature beyond float16"),
+        ("6", "missing feature"),
+    ]
+    assert made.notes["rejected"] == 3
+
+
+def test_data_without_one_readable_image_is_the_users_error(extract, glyphs_run, tmp_path, monkeypatch, data):
+    class Blind(Images):
+        def decoded(self, request, at_least):
+            row_M, images, ok_M = super().decoded(request, at_least)
+            return row_M, images, np.zeros_like(ok_M)
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # tasks cannot import a test module
+    monkeypatch.setattr(features, "Images", Blind)
+    with pytest.raises(StageError, match="none of 320 images could be decoded"):
+        extract(place_of(tmp_path), 0)
