@@ -19,7 +19,7 @@ class EngineSettings(BaseModel):
     threads_per_worker: int = Field(
         0,
         ge=0,
-        description="Torch threads of a training worker on CPU; 0 shares the machine's cores among the workers.",
+        description="Torch threads of a training worker on CPU; 0 shares all cores but one among the workers.",
     )
     feature_actors: int = Field(
         0, ge=0, description="Actors that run the backbone over images; 0 takes one per GPU, or one per 8 cores."

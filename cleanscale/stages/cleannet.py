@@ -136,7 +136,7 @@ def read_rows(features: FeatureShards, verification: pa.Table) -> Features:
         if shard.contains(label_V, row_V).any():
             piece = features.read(shard)
             pieces.append(piece.take(np.isin(piece.row_N, row_V)))
-    return Features.concatenate(pieces, features.width)
+    return Features.concatenate(pieces, features.width).ordered()
 
 
 def load(folder: str) -> CleanNet:

@@ -57,7 +57,8 @@ class FeatureShards:
         return Features.of_table(read_table(uris.join(self.folder, f"{shard.name}.parquet")), self.width)
 
     def read_all(self, shards: list[Shard]) -> Features:
-        return Features.concatenate([self.read(s) for s in shards], self.width)
+        """By label and row: what trains on it must not depend on how classes were cut into shards."""
+        return Features.concatenate([self.read(s) for s in shards], self.width).ordered()
 
     def rows(self, row_M: np.ndarray, label_M: np.ndarray) -> Features:
         """The features of these (few, verified) images, each from its shard; images without a feature are absent."""
@@ -104,6 +105,14 @@ class Features:
         return Features(
             self.row_N[mask_N], self.label_N[mask_N], self.feature_ND[mask_N], self.id_N.filter(pa.array(mask_N))
         )
+
+    def ordered(self) -> Features:
+        """By label and row; only the parts of a huge class come in another order."""
+        order_N = np.lexsort((self.row_N, self.label_N))
+        if (np.diff(order_N) == 1).all():
+            return self
+        columns = (self.row_N[order_N], self.label_N[order_N], self.feature_ND[order_N])
+        return Features(*columns, self.id_N.take(pa.array(order_N)))
 
     def __len__(self) -> int:
         return len(self.row_N)
