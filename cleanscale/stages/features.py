@@ -83,15 +83,24 @@ def run(
         project = make_projection(stage.path(PROJECTION), files, projection, settings.dimensions, width, place.seed)
         written = second_pass(place, files, folder, width, project)
     if not any(w["rows"] for w in written):
-        raise StageError(
-            f"none of {data.num_accepted} images could be decoded; expected JPEG, PNG, WebP or another image format in "
-            f"the column --data.image ({data.settings.image!r}); name the right column or convert the images"
-        )
+        raise nothing_usable(data)
     left_out = rejected(files, BLOCK_IMAGES)
     write_table(stage.path("rejected.parquet"), left_out)
     uris.remove_tree(files.folder)
     width = width if project is None else project.width
     return stage.finish(written, {"width": width, "projected": project is not None, "rejected": left_out.num_rows})
+
+
+def nothing_usable(data: Ingested) -> StageError:
+    if data.kind == "features":
+        return StageError(
+            f"none of {data.num_accepted} features can be used; expected finite numbers up to 65504 (float16), equally many "
+            f"for each image, in the column --data.feature ({data.settings.feature!r}); name the right one or scale them"
+        )
+    return StageError(
+        f"none of {data.num_accepted} images could be decoded; expected JPEG, PNG, WebP or another image format in "
+        f"the column --data.image ({data.settings.image!r}); name the right column or convert the images"
+    )
 
 
 def default_rows_per_file(num_rows: int) -> int:
