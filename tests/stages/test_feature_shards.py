@@ -36,6 +36,7 @@ def test_features_read_as_they_were_written_whatever_the_shards(tmp_path):
         shards = stored(folder, target_rows)
         found = shards.read_all(list(shards.shards))
         assert sorted(found.row_N.tolist()) == list(range(60))
+        assert (np.diff(found.label_N * 1000 + found.row_N) > 0).all()  # by label and row
         assert found.feature_ND.dtype == np.float16
         np.testing.assert_array_equal(found.feature_ND, np.repeat(found.row_N[:, None], WIDTH, axis=1))
         assert found.id_N.to_pylist() == [f"image {row}" for row in found.row_N]

@@ -52,11 +52,8 @@ def assert_same_features(one: pa.Table, other: pa.Table) -> None:
     np.testing.assert_allclose(*wide, rtol=5e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize(("actors", "rows_per_file"), [(2, 64), (1, 100)])
-def test_neither_the_number_of_actors_nor_that_of_files_changes_features(
-    extract, glyphs_run, tmp_path, by_row, actors, rows_per_file
-):
-    folder = extract(place_of(tmp_path, feature_actors=actors), rows_per_file)
+def test_neither_the_number_of_actors_nor_that_of_files_changes_features(extract, glyphs_run, tmp_path, by_row):
+    folder = extract(place_of(tmp_path, feature_actors=2), rows_per_file=64)
     assert_same_features(by_row(folder), by_row(glyphs_run.folder / "rounds/00/features"))
     assert not (folder / "rows").exists()
 
@@ -118,3 +115,12 @@ def test_data_without_one_readable_image_is_the_users_error(extract, glyphs_run,
     monkeypatch.setattr(features, "Images", Blind)
     with pytest.raises(StageError, match="none of 320 images could be decoded"):
         extract(place_of(tmp_path), 0)
+
+
+def test_features_none_of_which_can_be_used_are_the_users_error(tmp_path, ray_session):
+    table = {"id": ["a", "b"], "label": [0, 1], "feature": [[np.inf, 0.0], [1e6, 0.0]]}
+    pq.write_table(pa.table(table), tmp_path / "data.parquet")
+    place = place_of(tmp_path / "run")
+    data = ingest.run(place, place.path("ingest"), str(tmp_path / "data.parquet"), DataSettings())
+    with pytest.raises(StageError, match=r"none of 2 features can be used.*--data\.feature \('feature'\)"):
+        features.run(place, place.path("features"), data, FeaturesSettings(), AugmentationSettings(), classifier=None)
