@@ -94,8 +94,9 @@ def run(
 def nothing_usable(data: Ingested) -> StageError:
     if data.kind == "features":
         return StageError(
-            f"none of {data.num_accepted} features can be used; expected finite numbers up to 65504 (float16), equally many "
-            f"for each image, in the column --data.feature ({data.settings.feature!r}); name the right one or scale them"
+            f"none of {data.num_accepted} features can be used; expected finite numbers up to 65504 (float16), equally "
+            f"many for each image, in the column --data.feature ({data.settings.feature!r}); name the right one or "
+            "scale them"
         )
     return StageError(
         f"none of {data.num_accepted} images could be decoded; expected JPEG, PNG, WebP or another image format in "
