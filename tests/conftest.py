@@ -126,7 +126,7 @@ def train_in_this_process(loop: Any, config: Any, *, uri: str, **_: Any) -> None
     import torch
 
     threads = torch.get_num_threads()
-    torch.set_num_threads(CPUS)  # as a group's only worker on this Ray would have
+    torch.set_num_threads(1)  # always as many, whatever ran before: sums depend on it
     try:
         loop(LoneWorker(uri, "cpu", Alone()), config)
     finally:
