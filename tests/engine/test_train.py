@@ -43,7 +43,7 @@ def test_the_users_error_of_a_worker_ends_the_training_with_its_message(tmp_path
     attempts = tmp_path / "attempts"
     attempts.mkdir()
     with pytest.raises(StageError) as caught:
-        train_on_workers(refuse, str(attempts), uri=str(tmp_path / "stage"), settings=EngineSettings())
+        train_on_workers(refuse, str(attempts), uri=str(tmp_path / "stage"), settings=EngineSettings(max_failures=1))
     assert str(caught.value) == "found this; expected that; do so"
     assert len(list(attempts.iterdir())) == 1
 
