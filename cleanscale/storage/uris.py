@@ -21,11 +21,6 @@ from fsspec.implementations.local import LocalFileSystem
 
 from cleanscale.errors import DataError
 
-# With these a refused, silent or unknown S3 endpoint ends in less than a minute.
-S3_CONNECT_TIMEOUT_S = 4
-S3_READ_TIMEOUT_S = 10
-S3_ATTEMPTS = 2
-
 _GLOB_MAGIC = frozenset("*?[")
 
 
@@ -44,36 +39,20 @@ def open_filesystem(uri: str) -> tuple[Any, str]:
 
     S3 takes its endpoint from AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL and its credentials from the usual places.
     """
-    options: dict[str, Any] = {}
-    protocol = uri.split("://", 1)[0] if "://" in uri else "file"
-    if protocol in ("s3", "s3a"):
-        options = _s3_options()
     with translate_errors(uri):
+        if uri.startswith(("s3://", "s3a://")):
+            from cleanscale.storage import s3  # it takes half a second to load, which local runs need not wait for
+
+            filesystem = s3.filesystem()
+            return filesystem, filesystem._strip_protocol(uri)
         try:
-            filesystem, path = url_to_fs(uri, **options)
+            return url_to_fs(uri)
         except ValueError as error:
             known = ", ".join(sorted(_COMMON & set(fsspec.available_protocols())))
             raise DataError(
                 f"'{uri}' has no usable scheme ({_first_line(error)}); expected a local path or one of {known}; "
                 "correct it"
             ) from error
-    if protocol in ("s3", "s3a"):
-        filesystem.retries = S3_ATTEMPTS  # s3fs has no option for it; its 5 tries multiply botocore's
-    return filesystem, path
-
-
-def _s3_options() -> dict[str, Any]:
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    return {
-        "client_kwargs": {"endpoint_url": endpoint} if endpoint else {},
-        "config_kwargs": {
-            "connect_timeout": S3_CONNECT_TIMEOUT_S,
-            "read_timeout": S3_READ_TIMEOUT_S,
-            "retries": {"total_max_attempts": S3_ATTEMPTS, "mode": "standard"},
-        },
-        # Listings are compared between runs and between writers: a cached one would be wrong, not only old.
-        "use_listings_cache": False,
-    }
 
 
 def join(uri: str, *parts: str) -> str:
