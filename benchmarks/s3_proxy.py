@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import http.client
 import http.server
+import logging
 import re
 import socket
 import struct
@@ -221,6 +222,7 @@ def moto_server() -> Iterator[str]:
     """The URL of an S3 server over HTTP in this process."""
     from moto.server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

@@ -53,7 +53,7 @@ def train(settings: Settings, progress: Progress) -> None:
         for name in ("settings.toml", "metrics.json", "rejected.parquet"):
             tracker.artifact(name, uris.read_bytes(uris.join(settings.run_uri, name)))
         figures = uris.join(settings.run_uri, "figures")
-        for figure in uris.list_files(figures, (".png",)) if uris.exists(figures) else []:
+        for figure in uris.list_files(figures, (".png",), missing_is_error=False):
             tracker.artifact(f"figures/{figure.path}", uris.read_bytes(figure.uri))
     print_summary(report_console(), summary)
 

@@ -39,7 +39,8 @@ def run(place: Place, folder: str, settings: GlyphsSettings, data: DataSettings)
         total = sum(f.stop - f.start for f in files)
         with place.timed("glyphs", total), place.progress.step("draw glyphs", total) as step:
             job = Job(settings, place.seed, folder)
-            missing = [f for f in files if not uris.exists(uris.join(folder, f.split, f.name))]
+            there = {f.path for f in uris.list_files(folder)}
+            missing = [f for f in files if f"{f.split}/{f.name}" not in there]
             for _, rows in map_shards(draw_file, missing, job):
                 step.advance(rows)
             checked = named(settings, glyph_verification(settings, place.seed), "label", "verified_label")

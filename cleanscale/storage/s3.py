@@ -49,6 +49,7 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 8.0
 PART_BYTES = 8 << 20
 CONCURRENT_PARTS = 8
 MAX_PARTS = 10_000  # S3's limit for one upload
+OBJECTS_PER_REMOVAL = 1000  # S3's limit
 
 BUSY = frozenset({"SlowDown", "ServiceUnavailable", "Throttling", "ThrottlingException", "RequestLimitExceeded"})
 TRANSIENT = frozenset(
@@ -197,6 +198,28 @@ class S3Store(S3FileSystem):
         if size <= len(content):
             return content
         return content + await self.read_parts(bucket, key, len(content), size, IfMatch=first["ETag"])
+
+    async def _read_end(self, path: str, amount: int) -> tuple[bytes, int]:
+        """(the last `amount` bytes or all, size of the object) in one request."""
+        bucket, key, _ = self.split_path(path)
+        answer = await self._call_s3("get_object", Bucket=bucket, Key=key, Range=f"bytes=-{amount}")
+        content = await answer["Body"].read()
+        return content, int(answer.get("ContentRange", f"/{len(content)}").rpartition("/")[2])
+
+    read_end = sync_wrapper(_read_end)
+
+    async def _rm(self, path: str, recursive: bool = False, **_: Any) -> None:
+        """An object, or all below a folder: a listing, and a request for every thousand objects."""
+        bucket, key, _ = self.split_path(path)
+        below = [one["name"] for one in await self._lsdir(path, delimiter="")] if recursive else []
+        names = [*([f"{bucket}/{key}"] if key else []), *below]
+        for start in range(0, len(names), OBJECTS_PER_REMOVAL):
+            chosen = [{"Key": self.split_path(name)[1]} for name in names[start : start + OBJECTS_PER_REMOVAL]]
+            answer = await self._call_s3("delete_objects", Bucket=bucket, Delete={"Objects": chosen, "Quiet": True})
+            for one in answer.get("Errors", []):
+                error = ClientError({"Error": {"Code": one.get("Code"), "Message": one.get("Message")}}, "DeleteObjects")
+                place(error, "delete_objects", {"Bucket": bucket, "Key": one.get("Key")}, 0.0, 0)
+                raise error
 
     async def read_parts(self, bucket: str, key: str, start: int, stop: int, **conditions: Any) -> bytes:
         """Bytes [start, stop) of an object, PART_BYTES a request, CONCURRENT_PARTS requests at a time."""

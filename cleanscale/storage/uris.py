@@ -88,15 +88,18 @@ def is_file(uri: str) -> bool:
         return False
 
 
-def list_files(uri: str, suffixes: Sequence[str] = ()) -> list[StoredFile]:
+def list_files(uri: str, suffixes: Sequence[str] = (), *, missing_is_error: bool = True) -> list[StoredFile]:
     """Files at a file, folder (recursively) or glob pattern, sorted by path; hidden ones (`.name`) are left out.
 
     `suffixes`, lower case such as `.parquet`, are compared without regard to case; none means every file.
-    A place that does not exist is a DataError; a folder without matching files is an empty list.
+    A place that does not exist is a DataError, or an empty list; a folder without matching files is an empty list.
     """
     filesystem, path = open_filesystem(uri)
-    with translate_errors(uri):
-        entries, root = _find(filesystem, path)
+    try:
+        with translate_errors(uri, missing_is_error=missing_is_error):
+            entries, root = _find(filesystem, path)
+    except FileNotFoundError:
+        return []
     root = root.rstrip("/") + "/"
     files = []
     for name, info in entries.items():
@@ -113,6 +116,10 @@ def list_files(uri: str, suffixes: Sequence[str] = ()) -> list[StoredFile]:
 def _find(filesystem: Any, path: str) -> tuple[dict[str, Any], str]:
     """({path: info}, root that the paths of the listing are relative to)."""
     marks = [path.index(mark) for mark in _GLOB_MAGIC if mark in path]
+    if not isinstance(filesystem, LocalFileSystem):  # folders of object stores are what lies below them: one listing
+        found = filesystem.find(path, detail=True)
+        if found:
+            return found, path.rpartition("/")[0] if list(found) == [path] else path
     try:
         info = filesystem.info(path)
     except FileNotFoundError:
@@ -152,6 +159,33 @@ def read_bytes(uri: str) -> bytes:
     filesystem, path = open_filesystem(uri)
     with translate_errors(uri):
         return filesystem.cat_file(path)
+
+
+def read_if_there(uri: str) -> bytes | None:
+    """The content of one file; None where there is none. On an object store that is one request, `exists` another."""
+    filesystem, path = open_filesystem(uri)
+    try:
+        with translate_errors(uri, missing_is_error=False):
+            return filesystem.cat_file(path)
+    except FileNotFoundError:
+        return None
+
+
+def read_range(uri: str, start: int, stop: int) -> bytes:
+    """Bytes [start, stop) of a file, as far as it has them."""
+    filesystem, path = open_filesystem(uri)
+    with translate_errors(uri):
+        return filesystem.cat_file(path, start=start, end=stop)
+
+
+def read_end(uri: str, amount: int) -> tuple[bytes, int]:
+    """(the last `amount` bytes of a file, or all it has; its size in bytes)."""
+    filesystem, path = open_filesystem(uri)
+    with translate_errors(uri):
+        if hasattr(filesystem, "read_end"):  # S3 tells the size along with the bytes
+            return filesystem.read_end(path, amount)
+        size = filesystem.size(path)
+        return filesystem.cat_file(path, start=max(0, size - amount), end=size), size
 
 
 def write_bytes(uri: str, data: bytes) -> None:
