@@ -54,6 +54,8 @@ class Proxy:
         self.upstream, self.faults, self.seed, self.latency_s = upstream, dict(faults or {}), seed, latency_s
         self.expired_keys: set[str] = set()  # access key ids whose token has expired
         self.denied_keys: set[str] = set()  # keys of objects that nobody may touch
+        self.always = ""  # the fault of every request
+        self.fail_parts_after: int | None = None  # every part of an upload with a higher number is refused
         self.requests: list[Request] = []
         self._made: Counter[str] = Counter()
         self._running: Counter[str] = Counter()
@@ -150,6 +152,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return "expired"
         if key in proxy.denied_keys:
             return "denied"
+        if proxy.always:
+            return proxy.always
+        part = re.search(r"partNumber=(\d+)", self.path)
+        if part and proxy.fail_parts_after is not None and int(part[1]) > proxy.fail_parts_after:
+            return "slow_down"
         possible = ["slow_down", "internal_error"]
         possible += ["reset_upload"] if self.command == "PUT" and length >= SMALLEST_BROKEN_BYTES else []
         possible += ["stall", "reset_download"] if self.command == "GET" and key else []

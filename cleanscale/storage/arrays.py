@@ -10,7 +10,6 @@ from numpy.lib import format as npy
 
 from cleanscale.storage import uris
 
-
 BEGINNING_BYTES = 64 << 10  # of an array, which has its kind and length there, and all of a small one
 
 

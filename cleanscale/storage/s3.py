@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import datetime
 import hashlib
-import http.client
 import logging
 import os
 import random
@@ -19,20 +18,12 @@ import time
 from collections import Counter
 from typing import Any
 
-import aiohttp
-from botocore.exceptions import (
-    ClientError,
-    ConnectTimeoutError,
-    EndpointConnectionError,
-    HTTPClientError,
-    IncompleteReadError,
-    ResponseStreamingError,
-    SSLError,
-)
-from botocore.exceptions import ConnectionError as NoConnectionError
-from botocore.parsers import ResponseParserError
+from botocore.exceptions import ClientError, ConnectTimeoutError, EndpointConnectionError
 from fsspec.asyn import sync, sync_wrapper
 from s3fs.core import S3File, S3FileSystem
+from s3fs.errors import translate_boto_error
+
+from cleanscale.storage.s3_errors import EXPIRED, code_of, passing, remember
 
 log = logging.getLogger(__name__)
 
@@ -50,23 +41,6 @@ PART_BYTES = 8 << 20
 CONCURRENT_PARTS = 8
 MAX_PARTS = 10_000  # S3's limit for one upload
 OBJECTS_PER_REMOVAL = 1000  # S3's limit
-
-BUSY = frozenset({"SlowDown", "ServiceUnavailable", "Throttling", "ThrottlingException", "RequestLimitExceeded"})
-TRANSIENT = frozenset(
-    {"InternalError", "RequestTimeout", "RequestTimeoutException", "OperationAborted", "IncompleteBody", "BadDigest"}
-)
-EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"})
-BROKEN = (
-    NoConnectionError,
-    HTTPClientError,
-    IncompleteReadError,
-    ResponseStreamingError,
-    ResponseParserError,
-    aiohttp.ClientError,
-    asyncio.TimeoutError,
-    ConnectionError,
-    http.client.IncompleteRead,
-)
 
 # Requests of this process that were tried again, by what had gone wrong.
 retries: Counter[str] = Counter()
@@ -117,14 +91,15 @@ class S3Store(S3FileSystem):
                     return await self._completed(error, kwargs)  # the answer that was lost may have been a yes
                 now_s = time.monotonic()
                 first_failure_s = now_s if first_failure_s is None else first_failure_s
-                unreachable = isinstance(error, (EndpointConnectionError, ConnectTimeoutError)) and self.endpoint not in _answered
-                patience = min(patience_s(), FIRST_PATIENCE_S) if unreachable else patience_s()
+                unreachable = isinstance(error, (EndpointConnectionError, ConnectTimeoutError))
+                never = unreachable and self.endpoint not in _answered
+                patience = min(patience_s(), FIRST_PATIENCE_S) if never else patience_s()
                 wait_s = random.uniform(0.5, 1.0) * min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**attempt)
                 if kind is None or now_s - first_failure_s + wait_s > patience:
-                    place(error, method, kwargs, now_s - first_failure_s, attempt)
+                    remember(error, method, kwargs, attempt, now_s - first_failure_s)
                     raise
                 if kind in EXPIRED and not await self._renewed(client):
-                    place(error, method, kwargs, now_s - first_failure_s, attempt)
+                    remember(error, method, kwargs, attempt)
                     raise
                 note(kind, method, kwargs)
                 await asyncio.sleep(wait_s)
@@ -147,22 +122,18 @@ class S3Store(S3FileSystem):
     async def _kind(self, method: str, error: BaseException, kwargs: dict[str, Any]) -> str | None:
         """What went wrong, where another attempt may help; None where none does."""
         code, status = code_of(error)
-        if code is None:
-            return type(error).__name__ if isinstance(error, BROKEN) and not isinstance(error, SSLError) else None
-        _answered.add(self.endpoint)
+        if code is not None:
+            _answered.add(self.endpoint)
         if method == "head_object" and status == 400:  # the answer to HEAD has no text: ask in a way that has one
-            with contextlib.suppress(FileNotFoundError):
-                try:
-                    await super()._call_s3("list_objects_v2", Bucket=kwargs["Bucket"], MaxKeys=1, Prefix=kwargs["Key"])
-                except Exception as reason:
-                    code, status = code_of(reason)
-        if code in EXPIRED or code in BUSY or code in TRANSIENT:
-            return code
-        return code if (status or 0) == 429 or ((status or 0) >= 500 and status != 501) else None
+            try:
+                await super()._call_s3("list_objects_v2", Bucket=kwargs["Bucket"], MaxKeys=1, Prefix=kwargs["Key"])
+            except Exception as reason:
+                code, status = code_of(reason)
+        return passing(error, code, status)
 
     async def _renewed(self, client: Any) -> bool:
         """Take up credentials from where they come from once more; False where they cannot have changed."""
-        held = await self.session.get_credentials()
+        held = await self.session.get_credentials()  # pyright: ignore[reportOptionalMemberAccess]
         if self.key or (held is not None and held.method in ("env", "explicit")):
             return False
         if self._s3 is client:  # else another request has just done it
@@ -180,7 +151,9 @@ class S3Store(S3FileSystem):
             return found
         raise error
 
-    async def _cat_file(self, path: str, version_id: Any = None, start: Any = None, end: Any = None, **_: Any) -> bytes:
+    async def _cat_file(
+        self, path: str, version_id: Any = None, start: Any = None, end: Any = None, **more: Any
+    ) -> bytes:
         """Small objects in one request, without asking for their size first; large ones in parallel ranges."""
         bucket, key, _ = self.split_path(path)
         if start is not None or end is not None:
@@ -208,7 +181,7 @@ class S3Store(S3FileSystem):
 
     read_end = sync_wrapper(_read_end)
 
-    async def _rm(self, path: str, recursive: bool = False, **_: Any) -> None:
+    async def _rm(self, path: str, recursive: bool = False, **more: Any) -> None:
         """An object, or all below a folder: a listing, and a request for every thousand objects."""
         bucket, key, _ = self.split_path(path)
         below = [one["name"] for one in await self._lsdir(path, delimiter="")] if recursive else []
@@ -217,8 +190,9 @@ class S3Store(S3FileSystem):
             chosen = [{"Key": self.split_path(name)[1]} for name in names[start : start + OBJECTS_PER_REMOVAL]]
             answer = await self._call_s3("delete_objects", Bucket=bucket, Delete={"Objects": chosen, "Quiet": True})
             for one in answer.get("Errors", []):
-                error = ClientError({"Error": {"Code": one.get("Code"), "Message": one.get("Message")}}, "DeleteObjects")
-                place(error, "delete_objects", {"Bucket": bucket, "Key": one.get("Key")}, 0.0, 0)
+                answered = {"Error": {"Code": one.get("Code"), "Message": one.get("Message")}}
+                error = translate_boto_error(ClientError(answered, "DeleteObjects"))
+                remember(error, "delete_objects", {"Bucket": bucket, "Key": one.get("Key")})
                 raise error
 
     async def read_parts(self, bucket: str, key: str, start: int, stop: int, **conditions: Any) -> bytes:
@@ -282,17 +256,17 @@ class S3Store(S3FileSystem):
 
 
 class S3Object(S3File):
-    """An open object: large reads in parallel ranges, parts uploaded while the next are written, whole or not at all."""
+    """An open object: large reads in parallel ranges, parts uploaded while more is written; whole or not at all."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.under_way: list[Any] = []
         super().__init__(*args, **kwargs)
 
     def _fetch_range(self, start: int, end: int) -> bytes:
-        if end - start <= PART_BYTES:
-            return super()._fetch_range(start, end)
         condition = {name: value for name, value in self.read_kw.items() if name == "IfMatch"}
-        return sync(self.fs.loop, self.fs.read_parts, self.bucket, self.key, start, end, **condition)
+        return sync(  # pyright: ignore[reportReturnType]
+            self.fs.loop, self.fs.read_parts, self.bucket, self.key, start, end, **condition
+        )
 
     def _call_s3(self, method: str, *akwarglist: Any, **kwargs: Any) -> Any:
         if method != "upload_part":
@@ -349,14 +323,6 @@ class Content:
         pass
 
 
-def code_of(error: BaseException) -> tuple[str | None, int | None]:
-    """(S3's code, HTTP status) of an answer that is an error; (None, None) where there was no answer."""
-    for one in (error, error.__cause__):
-        if isinstance(one, ClientError):
-            return one.response["Error"].get("Code", ""), one.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    return None, None
-
-
 def etag_of_parts(etags: list[str]) -> str:
     """The ETag that S3 gives to an object of these parts, where nothing but S3's own encryption is in use."""
     try:
@@ -364,17 +330,6 @@ def etag_of_parts(etags: list[str]) -> str:
     except ValueError:
         return ""
     return f'"{hashlib.md5(digests, usedforsecurity=False).hexdigest()}-{len(etags)}"'
-
-
-def place(error: BaseException, method: str, kwargs: dict[str, Any], seconds: float, attempt: int) -> None:
-    """Let an error know what was asked for, for `uris.translate_errors`."""
-    error.asked = {  # pyright: ignore[reportAttributeAccessIssue]
-        "method": method,
-        "bucket": kwargs.get("Bucket", ""),
-        "key": kwargs.get("Key") or kwargs.get("Prefix") or "",
-        "seconds": seconds,
-        "attempts": attempt + 1,
-    }
 
 
 def note(kind: str, method: str, kwargs: dict[str, Any]) -> None:

@@ -29,7 +29,7 @@ def write_table(uri: str, table: pa.Table | Sequence[pa.Table], metadata: Mappin
 
 
 def read_table(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """The columns named, or all. From elsewhere a small table comes in one request, of a large one only what is asked."""
+    """The columns named, or all. A small remote table comes in one request; of a large one, only what is asked."""
     names = None if columns is None else list(columns)
     if uris.is_local(uri):
         with uris.open_read(uri) as handle:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
+import logging
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +20,8 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from cleanscale.errors import DataError
+
+log = logging.getLogger(__name__)
 
 _GLOB_MAGIC = frozenset("*?[")
 
@@ -43,7 +45,7 @@ def open_filesystem(uri: str) -> tuple[Any, str]:
         if uri.startswith(("s3://", "s3a://")):
             from cleanscale.storage import s3  # it takes half a second to load, which local runs need not wait for
 
-            filesystem = s3.filesystem()
+            filesystem: Any = s3.filesystem()
             return filesystem, filesystem._strip_protocol(uri)
         try:
             return url_to_fs(uri)
@@ -116,7 +118,8 @@ def list_files(uri: str, suffixes: Sequence[str] = (), *, missing_is_error: bool
 def _find(filesystem: Any, path: str) -> tuple[dict[str, Any], str]:
     """({path: info}, root that the paths of the listing are relative to)."""
     marks = [path.index(mark) for mark in _GLOB_MAGIC if mark in path]
-    if not isinstance(filesystem, LocalFileSystem):  # folders of object stores are what lies below them: one listing
+    local = isinstance(filesystem, LocalFileSystem)
+    if not local:  # the folders of an object store are what lies below them: one listing
         found = filesystem.find(path, detail=True)
         if found:
             return found, path.rpartition("/")[0] if list(found) == [path] else path
@@ -215,6 +218,21 @@ def remove_tree(uri: str) -> None:
         return
 
 
+def abort_uploads(uri: str) -> int:
+    """Remove what uploads below `uri` left that were killed half way: nobody sees it, but it is paid for.
+
+    Returns how many there were. Only for a folder that nobody writes into; where that is not allowed, or not S3, none.
+    """
+    filesystem, path = open_filesystem(uri)
+    if not hasattr(filesystem, "abort_uploads"):
+        return 0
+    try:
+        return filesystem.abort_uploads(path)
+    except OSError as error:
+        log.debug("unfinished uploads below %s were not looked for: %s", uri, error)
+        return 0
+
+
 def arrow_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     """(pyarrow filesystem, path) for pyarrow.parquet and Ray Train's `storage_filesystem`."""
     filesystem, path = open_filesystem(uri)
@@ -239,8 +257,10 @@ def translate_errors(
     try:
         yield
     except FileNotFoundError as error:
-        if not missing_is_error:
+        if not missing_is_error and getattr(getattr(error, "asked", None), "code", None) != "NoSuchBucket":
             raise
+        if hasattr(error, "asked"):
+            raise _as_data_error(uri, error, expected) from error
         raise DataError(
             f"nothing found at '{uri}' ({_first_line(error)}); expected {expected}; check the spelling and, for an "
             "object store, that the bucket exists"
@@ -248,7 +268,8 @@ def translate_errors(
     except (OSError, ImportError) as error:
         raise _as_data_error(uri, error, expected) from error
     except Exception as error:
-        if not type(error).__module__.startswith(("botocore", "aiobotocore", "aiohttp", "s3fs", "fsspec")):
+        modules = ("botocore", "aiobotocore", "aiohttp", "s3fs", "fsspec", "asyncio")
+        if not type(error).__module__.startswith(modules):
             raise
         raise _as_data_error(uri, error, expected) from error
 
@@ -258,6 +279,10 @@ def _as_data_error(uri: str, error: Exception, expected: str) -> DataError:
     if kind in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "TokenRetrievalError"):
         remedy = "give AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or run where a role is attached"
         return DataError(f"no credentials for '{uri}' ({_first_line(error)}); expected AWS credentials; {remedy}")
+    if hasattr(error, "asked"):
+        from cleanscale.storage import s3_errors
+
+        return DataError(s3_errors.describe(uri, error, expected))
     if isinstance(error, PermissionError):
         remedy = "check the credentials or the rights of this user"
         return DataError(f"access to '{uri}' was refused ({_first_line(error)}); expected {expected}; {remedy}")
