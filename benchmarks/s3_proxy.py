@@ -20,7 +20,7 @@ import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -54,9 +54,11 @@ class Proxy:
         self.upstream, self.faults, self.seed, self.latency_s = upstream, dict(faults or {}), seed, latency_s
         self.expired_keys: set[str] = set()  # access key ids whose token has expired
         self.denied_keys: set[str] = set()  # keys of objects that nobody may touch
+        self.on_request: Callable[[Request], None] = lambda _: None
         self.always = ""  # the fault of every request
         self.fail_parts_after: int | None = None  # every part of an upload with a higher number is refused
         self.requests: list[Request] = []
+        self.most_at_once, self._at_once = 0, 0  # requests under way
         self._made: Counter[str] = Counter()
         self._running: Counter[str] = Counter()
         self._lock, self._stopped = threading.Lock(), threading.Event()
@@ -83,6 +85,7 @@ class Proxy:
 
     def clear(self) -> None:
         self.requests.clear()
+        self.most_at_once = 0
 
     def choose(self, name: str, possible: tuple[str, ...]) -> str:
         """The fault of this request, "" for none."""
@@ -99,6 +102,17 @@ class Proxy:
                     return kind
             self._running[name] = 0
             return ""
+
+    @contextlib.contextmanager
+    def counted(self) -> Iterator[None]:
+        with self._lock:
+            self._at_once += 1
+            self.most_at_once = max(self.most_at_once, self._at_once)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._at_once -= 1
 
     def hang(self) -> None:
         self._stopped.wait(LONGEST_STALL_S)
@@ -119,6 +133,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     server: _Server
 
     def handle_any(self) -> None:
+        with self.server.proxy.counted():
+            self.handle_one()
+
+    def handle_one(self) -> None:
         proxy = self.server.proxy
         if proxy.latency_s:
             time.sleep(proxy.latency_s)
@@ -128,11 +146,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if fault == "reset_upload":
             self.rfile.read(length // 2)
             self.seen(operation, key, fault, length)
-            return self.reset()
+            self.reset()
+            return
         body = self.rfile.read(length)
         if fault in ANSWERS:
             self.seen(operation, key, fault, 0)
-            return self.refuse(*ANSWERS[fault])
+            self.refuse(*ANSWERS[fault])
+            return
         status, headers, content = self.forward(body)
         if fault in ("stall", "reset_download") and (status >= 300 or len(content) < SMALLEST_BROKEN_BYTES):
             fault = ""
@@ -142,7 +162,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             proxy.hang()
         if fault:
             self.reset()
-        return None
 
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = handle_any
 
@@ -160,10 +179,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         possible = ["slow_down", "internal_error"]
         possible += ["reset_upload"] if self.command == "PUT" and length >= SMALLEST_BROKEN_BYTES else []
         possible += ["stall", "reset_download"] if self.command == "GET" and key else []
-        return proxy.choose(f"{self.command} {self.path} {self.headers.get('Range', '')}", tuple(possible))
+        target = re.sub(r"uploadId=[^&]*", "", self.path)  # which the server makes up
+        return proxy.choose(f"{self.command} {target} {self.headers.get('Range', '')}", tuple(possible))
 
     def seen(self, operation: str, key: str, fault: str, size_bytes: int) -> None:
-        self.server.proxy.requests.append(Request(operation, key, fault, size_bytes))
+        request = Request(operation, key, fault, size_bytes)
+        self.server.proxy.requests.append(request)
+        self.server.proxy.on_request(request)
 
     def forward(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
         connection = http.client.HTTPConnection(urlsplit(self.server.proxy.upstream).netloc, timeout=120)

@@ -82,6 +82,7 @@ def run(settings: Settings, *, progress: Progress | None = None, report: Report 
     """
     place = Place(settings.run_uri, settings.run.seed, settings.engine, progress or Progress(), report)
     write_settings(settings, place)
+    uris.abort_uploads(place.uri)  # of a run that was killed
     with session(settings.engine), place.memory:
         inputs = read_inputs(settings, place)
         write_settings(settings, place, inputs.train.label_map().names)
