@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from cleanscale.config import Settings, resolved_toml, versions
+from cleanscale.datasets.glyphs import EMBEDDED
 from cleanscale.engine.session import session
 from cleanscale.reporting.progress import Progress
 from cleanscale.reporting.terminal import Summary
@@ -102,7 +103,7 @@ def run(settings: Settings, *, progress: Progress | None = None, report: Report 
 def read_inputs(settings: Settings, place: Place) -> Inputs:
     """Ingest training, test and clean data; the embedded data set is drawn first."""
     data = settings.data
-    if data.train == glyphs.EMBEDDED:
+    if data.train == EMBEDDED:
         data = glyphs.run(place, place.path("glyphs"), settings.glyphs, data)
     assert data.train is not None
     train = ingest.run(place, place.path("ingest", "train"), data.train, data)

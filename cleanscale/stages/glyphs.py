@@ -21,8 +21,6 @@ from cleanscale.storage import uris
 from cleanscale.storage.manifests import open_stage
 from cleanscale.storage.tables import write_table
 
-EMBEDDED = "glyphs"
-
 
 @dataclass(frozen=True)
 class Job:
