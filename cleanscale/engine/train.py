@@ -20,6 +20,7 @@ import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
+from cleanscale import errors
 from cleanscale.engine.session import cluster_cpus, cluster_gpus
 from cleanscale.engine.settings import EngineSettings
 from cleanscale.engine.tasks import users_error
@@ -121,12 +122,10 @@ def scaling(settings: EngineSettings) -> ScalingConfig:
     # Workers read and decode through Ray Data tasks, which need cores of their own: half of them.
     cpus = min(1.0, cluster_cpus() / (2 * settings.num_workers))
     return ScalingConfig(
-        num_workers=settings.num_workers, use_gpu=settings.use_gpu, resources_per_worker=resources(settings, cpus)
+        num_workers=settings.num_workers,
+        use_gpu=settings.use_gpu,
+        resources_per_worker={"CPU": cpus} | ({"GPU": 1.0} if settings.use_gpu else {}),
     )
-
-
-def resources(settings: EngineSettings, cpus: float) -> dict[str, float]:
-    return {"CPU": cpus} | ({"GPU": 1.0} if settings.use_gpu else {})
 
 
 def threads_per_worker(settings: EngineSettings) -> int:
@@ -144,7 +143,7 @@ def _train_loop(settings: dict[str, Any]) -> None:
     failed = uris.join(settings["uri"], "failed.json")
     before = read_json(failed)
     if before is not None:  # a user's error is final: Ray would start the group again
-        raise getattr(__import__("cleanscale.errors", fromlist=["errors"]), before["kind"])(before["message"])
+        raise getattr(errors, before["kind"])(before["message"])
     device = str(ray.train.torch.get_device())
     worker = Worker(settings["uri"], device, collectives())
     try:

@@ -46,7 +46,6 @@ class Job:
     seed: int
     weights_uri: str | None
     start_uri: str | None
-    fine_tuning: bool
 
 
 def run(
@@ -91,7 +90,6 @@ def run(
         place.seed,
         weights[0] if weights else None,
         uris.join(start[0], MODEL) if start else None,
-        start is not None,
     )
     epochs = course_of_round(classifier, round_number).epochs
     total = epochs * data.num_accepted

@@ -28,7 +28,7 @@ from cleanscale.maths.evidence import (
     other_class_signals,
     own_log_probability,
 )
-from cleanscale.models.head_files import head_from_bytes, head_to_bytes
+from cleanscale.models.heads import head_from_bytes, head_to_bytes
 from cleanscale.stages import references as references_stage
 from cleanscale.stages.feature_shards import FeatureShards
 from cleanscale.stages.place import Place

@@ -13,8 +13,7 @@ import torch
 from cleanscale.engine.train import Worker, train_on_workers
 from cleanscale.models.backbones import BackboneSettings
 from cleanscale.models.classifier import Classifier, FeatureProjection, build_classifier, classifier_to_bytes
-from cleanscale.models.head_files import head_from_bytes, head_to_bytes
-from cleanscale.models.heads import Head
+from cleanscale.models.heads import Head, head_from_bytes, head_to_bytes
 from cleanscale.stages import classifier as classifier_stage
 from cleanscale.stages.feature_shards import FeatureShards
 from cleanscale.stages.features import load_projection
