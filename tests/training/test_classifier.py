@@ -152,7 +152,6 @@ def test_training_learns_and_reports():
     assert {"loss", "train_top1", "learning_rate", "images_per_second"} <= seen[0].keys()
     image, label, _ = pictures()
     assert (model.eval()(image).argmax(1) == label).float().mean() > 0.9
-    assert (predicted.probability_NK[:, 0] >= predicted.probability_NK[:, 1]).all()
 
 
 def test_two_workers_with_half_the_batch_each_take_the_steps_of_one():
