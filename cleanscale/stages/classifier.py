@@ -101,7 +101,7 @@ def run(
             job,
             uri=folder,
             settings=place.engine,
-            on_progress=place.follow(step, f"round_{round_number}/{name}"),
+            on_progress=place.follow(step, name),
         )
     return stage.finish(notes={"epochs": epochs, "model": MODEL})
 

@@ -45,10 +45,6 @@ def run(
             figures.run(place, settings, data, features, relevance, class_index, judged, numbers, detector)
     numbers |= measurements(place) | {"rejected": rejected, "versions": versions}
     write_json(place.path("metrics.json"), numbers)
-    number = len([name for name in predicted if name.startswith("round_")])
-    place.report(
-        "round", {k: numbers[k] for k in ("detection", "calibration", "classification") if k in numbers}, number
-    )
     return Summary(
         title=place.uri.rstrip("/").rsplit("/", 1)[-1],
         found=evaluate.count_found(relevance, features),

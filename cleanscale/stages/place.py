@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cleanscale.engine.memory import PeakMemory
@@ -35,6 +35,14 @@ class Place:
 
     def round_path(self, number: int, *parts: str) -> str:
         return self.path("rounds", f"{number:02d}", *parts)
+
+    def of_round(self, number: int) -> Place:
+        """The same place; what is reported there belongs to the round."""
+
+        def report(stage: str, numbers: dict[str, Any], step: int | None = None) -> None:
+            self.report(f"round_{number}/{stage}", numbers, step)
+
+        return replace(self, report=report)
 
     @contextmanager
     def timed(self, stage: str, images: int = 0) -> Iterator[None]:
