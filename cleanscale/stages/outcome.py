@@ -9,14 +9,14 @@ import numpy as np
 import pyarrow as pa
 
 from cleanscale.reporting.terminal import Summary
-from cleanscale.stages import evaluate
+from cleanscale.stages import evaluate, overview
 from cleanscale.stages.feature_shards import FeatureShards
 from cleanscale.stages.ingest import Ingested
 from cleanscale.stages.place import Place
 from cleanscale.stages.predictions import Predictions
 from cleanscale.stages.settings import EvaluateSettings
 from cleanscale.storage import uris
-from cleanscale.storage.manifests import write_json
+from cleanscale.storage.manifests import defined, write_json
 from cleanscale.storage.tables import read_table, write_table
 
 
@@ -37,13 +37,14 @@ def run(
     judged = evaluate.judgements(relevance, features, data)
     numbers = evaluate.metrics(place, settings, judged, predicted, detector)
     publish_relevance(place, relevance, features)
+    overview.run(place, data, features, relevance, judged, detector)
     rejected = gather_rejected(place)
     if draw:
         from cleanscale.stages import figures
 
         with place.timed("figures"):
             figures.run(place, settings, data, features, relevance, class_index, judged, numbers, detector)
-    numbers |= measurements(place) | {"rejected": rejected, "versions": versions}
+    numbers = defined(numbers | measurements(place) | {"rejected": rejected, "versions": versions})
     write_json(place.path("metrics.json"), numbers)
     return Summary(
         title=place.uri.rstrip("/").rsplit("/", 1)[-1],
@@ -55,6 +56,7 @@ def run(
         places={
             "relevance table": place.path("relevance"),
             "metrics": place.path("metrics.json"),
+            "classes": place.path(overview.PER_CLASS),
             "figures": place.path("figures"),
             "rejected rows": place.path("rejected.parquet"),
         },
