@@ -342,6 +342,7 @@ def round_ended(
         detector=settings.detector.name,
         class_index=uris.join(last.relevance[0].rsplit("/", 1)[0], "class_index"),
         versions=versions(),
+        newest_round=number,
         draw=final and settings.evaluate.figures,
     )
     report_round(place, summary.metrics, number, judged=not final)

@@ -95,7 +95,10 @@ def run(
     )
     epochs = course_of_round(classifier, round_number).epochs
     total = epochs * data.num_accepted
-    with place.timed("classifier", total), place.progress.step(f"{name} (round {round_number})", total) as step:
+    with (
+        place.timed("classifier", total, folder=folder),
+        place.progress.step(f"{name} (round {round_number})", total) as step,
+    ):
         train_on_workers(
             train_loop,
             job,

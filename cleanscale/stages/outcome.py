@@ -31,6 +31,7 @@ def run(
     detector: str,
     class_index: str,
     versions: dict[str, str],
+    newest_round: int,
     draw: bool,
 ) -> Summary:
     """Measure, publish, and say what the terminal shows. predicted: of each classifier so far, on the test set."""
@@ -44,7 +45,7 @@ def run(
 
         with place.timed("figures"):
             figures.run(place, settings, data, features, relevance, class_index, judged, numbers, detector)
-    numbers = defined(numbers | measurements(place) | {"rejected": rejected, "versions": versions})
+    numbers = defined(numbers | measurements(place, newest_round) | {"rejected": rejected, "versions": versions})
     write_json(place.path("metrics.json"), numbers)
     return Summary(
         title=place.uri.rstrip("/").rsplit("/", 1)[-1],
@@ -64,12 +65,12 @@ def run(
     )
 
 
-def measurements(place: Place) -> dict[str, Any]:
-    """What this invocation took; stages that an earlier one completed are not in it."""
-    seconds = {name: round(s, 2) for name, s in place.seconds.items()}
-    rates = {n: round(k / place.seconds[n], 1) for n, k in place.images.items() if k and place.seconds[n] > 0}
+def measurements(place: Place, newest_round: int) -> dict[str, Any]:
+    """What the stages took, whichever invocation did them; total and memory are those of this one."""
+    seconds, images = place.took(newest_round)
+    rates = {n: round(k / seconds[n], 1) for n, k in images.items() if k and seconds[n] > 0}
     return {
-        "seconds": seconds | {"total": round(time.monotonic() - place.started, 2)},
+        "seconds": {n: round(s, 2) for n, s in seconds.items()} | {"total": round(time.monotonic() - place.started, 2)},
         "images_per_second": rates,
         "peak_memory_bytes": {"driver": place.memory.driver, "all_processes_pss": place.memory.total},
     }
