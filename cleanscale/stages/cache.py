@@ -37,7 +37,10 @@ def run(place: Place, folder: str, data: Ingested, size: int) -> Ingested:
     stage = open_stage(folder, "cache", {"data": {"cache_size": size}}, {"ingest": data.fingerprint})
     if not stage.complete:
         plan = data.plan()
-        with place.timed("cache", data.num_rows), place.progress.step("resized copies", data.num_rows) as step:
+        with (
+            place.timed("cache", data.num_rows, folder=folder),
+            place.progress.step("resized copies", data.num_rows) as step,
+        ):
             ranges = [(a, min(a + ROWS_PER_FILE, data.num_rows)) for a in range(0, data.num_rows, ROWS_PER_FILE)]
             missing = [r for r in ranges if not uris.exists(uris.join(folder, "images", file_name(r)))]
             step.advance(data.num_rows - sum(b - a for a, b in missing))

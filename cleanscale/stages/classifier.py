@@ -93,13 +93,16 @@ def run(
     )
     epochs = course_of_round(classifier, round_number).epochs
     total = epochs * data.num_accepted
-    with place.timed("classifier", total), place.progress.step(f"{name} (round {round_number})", total) as step:
+    with (
+        place.timed("classifier", total, folder=folder),
+        place.progress.step(f"{name} (round {round_number})", total) as step,
+    ):
         train_on_workers(
             train_loop,
             job,
             uri=folder,
             settings=place.engine,
-            on_progress=place.follow(step, f"round_{round_number}/{name}"),
+            on_progress=place.follow(step, name),
         )
     return stage.finish(notes={"epochs": epochs, "model": MODEL})
 

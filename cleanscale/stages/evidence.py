@@ -76,7 +76,7 @@ def run(
     if stage.complete:
         return stage.complete
     job = Job(features, num_classes, heads, settings, weights[0] if weights else None, place.seed, folder)
-    with place.timed("evidence", features.num_images):
+    with place.timed("evidence", features.num_images, folder=folder):
         if not uris.exists(stage.path(head_name(settings.row_folds - 1))):
             with place.progress.step("out-of-fold heads", settings.row_folds * heads.epochs, "epochs") as step:
                 train_on_workers(

@@ -35,7 +35,7 @@ def run(place: Place, folder: str, settings: GlyphsSettings, data: DataSettings)
     stage = open_stage(folder, "glyphs", {"glyphs": settings.model_dump(mode="json"), "run": {"seed": place.seed}}, {})
     if not stage.complete:
         total = sum(f.stop - f.start for f in files)
-        with place.timed("glyphs", total), place.progress.step("draw glyphs", total) as step:
+        with place.timed("glyphs", total, folder=folder), place.progress.step("draw glyphs", total) as step:
             job = Job(settings, place.seed, folder)
             missing = [f for f in files if not uris.exists(uris.join(folder, f.split, f.name))]
             for _, rows in map_shards(draw_file, missing, job):
