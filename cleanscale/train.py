@@ -41,13 +41,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def train(settings: Settings, progress: Progress) -> None:
     """The job with tracking around it and the summary at its end."""
-    from cleanscale.pipeline import run  # here because it imports Ray, which --help need not wait for
+    from cleanscale.engine.shared_places import check_outlives_the_job  # these import Ray: --help need not wait for it
+    from cleanscale.pipeline import run
     from cleanscale.reporting.terminal import print_summary, report_console
+    from cleanscale.storage.lease import held
     from cleanscale.tracking import tracked
 
-    # Written first of all: a run folder that cannot be written is found out in seconds, before anything starts.
-    uris.write_bytes(uris.join(settings.run_uri, "settings.toml"), resolved_toml(settings))
-    with tracked(settings.tracking, settings.run_uri) as tracker:
+    check_outlives_the_job(settings.run_uri)
+    # First of all: a run folder that cannot be written, or that another run writes, is found out in a second.
+    with held(settings.run_uri), tracked(settings.tracking, settings.run_uri) as tracker:
+        uris.write_bytes(uris.join(settings.run_uri, "settings.toml"), resolved_toml(settings))
         tracker.parameters(settings.model_dump(mode="json"))
         summary = run(settings, progress=progress, report=tracker.report)
         for name in ("settings.toml", "metrics.json", "rejected.parquet"):

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import ray
 import ray.data
+from ray._private.state import state
 
 from cleanscale.engine.settings import EngineSettings
 from cleanscale.errors import ConfigError
@@ -33,6 +34,13 @@ DEFAULT_ENVIRONMENT = {
     # Ray's core writes messages to the terminal that mean nothing to a user; its errors still arrive as exceptions.
     "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
+# The same for a cluster that is joined, whose own processes have the environment of its `ray start`.
+JOINED_ENVIRONMENT = {
+    # A cloud takes minutes to start a node, and longer when it has none to give.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1800",
+}
+# In place of the number of cores or GPUs of a cluster that may grow without an end.
+MOST = 1024.0
 
 
 @contextlib.contextmanager
@@ -45,10 +53,11 @@ def session(settings: EngineSettings) -> Iterator[None]:
         prepare_data()
         yield
         return
-    for name, value in DEFAULT_ENVIRONMENT.items():
+    address = settings.address or os.environ.get("RAY_ADDRESS")
+    for name, value in (DEFAULT_ENVIRONMENT | (JOINED_ENVIRONMENT if address else {})).items():
         os.environ.setdefault(name, value)
     with own_signals():
-        start(settings)
+        start(settings, address)
     try:
         prepare_data()
         yield
@@ -65,8 +74,7 @@ def own_signals() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def start(settings: EngineSettings) -> None:
-    address = settings.address or os.environ.get("RAY_ADDRESS")
+def start(settings: EngineSettings, address: str | None) -> None:
     # Ray's own messages of level INFO say nothing that a user of this tool can act on.
     quiet = {"logging_level": logging.WARNING, "log_to_driver": False, "configure_logging": True}
     if address is None:
@@ -114,8 +122,17 @@ def prepare_data() -> None:
 
 
 def cluster_cpus() -> float:
-    return ray.cluster_resources().get("CPU", 1.0)
+    return capacity("CPU") or 1.0
 
 
 def cluster_gpus() -> float:
-    return ray.cluster_resources().get("GPU", 0.0)
+    return capacity("GPU")
+
+
+def capacity(resource: str) -> float:
+    """How much of a resource the cluster has, or can get: an autoscaler starts nodes only when work asks for them.
+
+    A cluster file says how far it may grow; Ray Train asks the same, private, function before it starts workers.
+    """
+    possible = state.get_max_resources_from_cluster_config() or {}
+    return max(ray.cluster_resources().get(resource, 0.0), min(float(possible.get(resource, 0)), MOST))

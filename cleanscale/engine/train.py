@@ -94,7 +94,7 @@ def train_on_workers(
     uris.remove_tree(failed)
     trainer = TorchTrainer(
         _train_loop,
-        train_loop_config={"loop": loop, "config": config, "uri": uri, "threads": threads_per_worker(settings)},
+        train_loop_config={"loop": loop, "config": config, "uri": uri, "threads": settings.threads_per_worker},
         scaling_config=scaling(settings),
         run_config=RunConfig(
             name="run",
@@ -129,18 +129,18 @@ def resources(settings: EngineSettings, cpus: float) -> dict[str, float]:
     return {"CPU": cpus} | ({"GPU": 1.0} if settings.use_gpu else {})
 
 
-def threads_per_worker(settings: EngineSettings) -> int:
-    """Torch threads of a worker: its share of the node's cores but one, which decodes, reads and drives.
+def threads_per_worker() -> int:
+    """Torch threads of this worker: its share of its node's cores but one, which decodes, reads and drives.
 
     On two cores that is one thread: for small networks it was 2.5 times as fast as two that wait for each other.
     """
-    nodes = max(1, sum(1 for n in ray.nodes() if n["Alive"]))
-    cores, workers = int(cluster_cpus() / nodes), max(1, settings.num_workers // nodes)
-    return settings.threads_per_worker or max(1, (cores - 1) // workers)
+    here = ray.get_runtime_context().get_node_id()
+    cores = next(int(node["Resources"].get("CPU", 1)) for node in ray.nodes() if node["NodeID"] == here)
+    return max(1, (cores - 1) // ray.train.get_context().get_local_world_size())
 
 
 def _train_loop(settings: dict[str, Any]) -> None:
-    torch.set_num_threads(settings["threads"])
+    torch.set_num_threads(settings["threads"] or threads_per_worker())
     failed = uris.join(settings["uri"], "failed.json")
     before = read_json(failed)
     if before is not None:  # a user's error is final: Ray would start the group again

@@ -1,0 +1,82 @@
+"""Whether all nodes of a cluster see the local places that a run names: a shared disk, or a mistake found in time."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+import ray.exceptions
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from cleanscale.engine.tasks import fetch
+from cleanscale.errors import CleanscaleError, ConfigError
+from cleanscale.storage import uris
+
+log = logging.getLogger(__name__)
+
+PATIENCE_S = 60.0
+TEMPORARY = "working_dir_files"  # where Ray unpacks the working directory of a job, until the cluster ends
+
+
+def check_outlives_the_job(run_uri: str) -> None:
+    """Raises: ConfigError for a run folder in the temporary copy that a Ray job has of its working directory."""
+    if uris.is_local(run_uri) and f"/{TEMPORARY}/" in run_uri:
+        raise ConfigError(
+            f"the run folder {run_uri} is in the job's copy of its working directory, which is deleted some time after "
+            "the job and is another one for the next job; expected a place that stays; give --run.uri s3://... or the "
+            "absolute path of a disk that all nodes share"
+        )
+
+
+def check_seen_by_all_nodes(written: str, read: Sequence[str]) -> None:
+    """Ask every other node for local places: `written`, a file that this process wrote, and what the run will read.
+
+    Raises: ConfigError that names the nodes which do not see them. Places on object stores are not asked for.
+    """
+    places = {uri: None for uri in read if uris.is_local(uri) and not set("*?[") & set(uri)}
+    expected = places | ({written: digest(written)} if uris.is_local(written) else {})
+    if not expected:
+        return
+    tasks = {node["NodeManagerAddress"]: _unseen_on(node["NodeID"], expected) for node in other_nodes()}
+    ready, late = ray.wait(list(tasks.values()), num_returns=len(tasks), timeout=PATIENCE_S) if tasks else ([], [])
+    if late:
+        log.warning("%d of %d nodes did not say whether they see %s", len(late), len(tasks), ", ".join(expected))
+    blind = {address: unseen for address, task in tasks.items() if task in ready and (unseen := fetch(task))}
+    if blind:
+        address, unseen = next(iter(blind.items()))
+        raise ConfigError(
+            f"{len(blind)} of {len(tasks) + 1} nodes do not see local places of this run ({address}: "
+            f"{', '.join(unseen)}); expected places that all nodes read and write; use s3://... or a disk that is "
+            "mounted at the same path everywhere"
+        )
+
+
+def other_nodes() -> list[dict[str, Any]]:
+    """Living nodes that take tasks, without the one where this process runs."""
+    here = ray.get_runtime_context().get_node_id()
+    return [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here and node["Resources"].get("CPU")]
+
+
+def _unseen_on(node_id: str, expected: dict[str, str | None]) -> Any:
+    there = NodeAffinitySchedulingStrategy(node_id, soft=False)
+    return _unseen.options(num_cpus=0, scheduling_strategy=there).remote(expected)
+
+
+@ray.remote(max_retries=1)
+def _unseen(expected: dict[str, str | None]) -> list[str]:
+    return unseen(expected)
+
+
+def unseen(expected: dict[str, str | None]) -> list[str]:
+    """Which places are not there, or are others than those with the same path elsewhere. place -> digest or None."""
+    return [place for place, known in expected.items() if not uris.exists(place) or known not in (None, digest(place))]
+
+
+def digest(uri: str) -> str:
+    try:
+        return hashlib.sha256(uris.read_bytes(uri)).hexdigest()
+    except CleanscaleError:
+        return ""
