@@ -40,16 +40,15 @@ def check_seen_by_all_nodes(written: str, read: Sequence[str]) -> None:
     expected = places | ({written: digest(written)} if uris.is_local(written) else {})
     if not expected:
         return
-    tasks = {node["NodeManagerAddress"]: _unseen_on(node["NodeID"], expected) for node in other_nodes()}
-    ready, late = ray.wait(list(tasks.values()), num_returns=len(tasks), timeout=PATIENCE_S) if tasks else ([], [])
+    address = {_unseen_on(node["NodeID"], expected): node["NodeManagerAddress"] for node in other_nodes()}
+    answered, late = ray.wait(list(address), num_returns=len(address), timeout=PATIENCE_S) if address else ([], [])
     if late:
-        log.warning("%d of %d nodes did not say whether they see %s", len(late), len(tasks), ", ".join(expected))
-    blind = {address: unseen for address, task in tasks.items() if task in ready and (unseen := fetch(task))}
+        log.warning("%d of %d nodes did not say whether they see %s", len(late), len(address), ", ".join(expected))
+    blind = [(address[task], missing) for task in answered if (missing := fetch(task))]
     if blind:
-        address, unseen = next(iter(blind.items()))
         raise ConfigError(
-            f"{len(blind)} of {len(tasks) + 1} nodes do not see local places of this run ({address}: "
-            f"{', '.join(unseen)}); expected places that all nodes read and write; use s3://... or a disk that is "
+            f"{len(blind)} of {len(address) + 1} nodes do not see local places of this run ({blind[0][0]}: "
+            f"{', '.join(blind[0][1])}); expected places that all nodes read and write; use s3://... or a disk that is "
             "mounted at the same path everywhere"
         )
 

@@ -95,11 +95,15 @@ def test_of_two_runs_that_start_at_the_same_moment_one_goes_on(folder):
 
 
 def test_a_run_whose_folder_was_taken_over_ends_and_leaves_the_others_lease(folder):
+
+    def be_taken_over() -> None:
+        write_json(uris.join(folder, LEASE), of_another_machine(folder))
+        time.sleep(20)
+
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as the program does
     try:
         with pytest.raises(StageError, match=r"was taken over by a run on node-7"), held(folder):
-            write_json(uris.join(folder, LEASE), of_another_machine(folder))
-            time.sleep(20)
+            be_taken_over()
     finally:
         signal.signal(signal.SIGTERM, before)
     assert read_json(uris.join(folder, LEASE))["host"] == "node-7"
