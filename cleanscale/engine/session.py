@@ -12,7 +12,6 @@ from collections.abc import Iterator
 
 import ray
 import ray.data
-from ray._private.state import state
 
 from cleanscale.engine.settings import EngineSettings
 from cleanscale.errors import ConfigError
@@ -39,8 +38,6 @@ JOINED_ENVIRONMENT = {
     # A cloud takes minutes to start a node, and longer when it has none to give.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1800",
 }
-# In place of the number of cores or GPUs of a cluster that may grow without an end.
-MOST = 1024.0
 
 
 @contextlib.contextmanager
@@ -53,7 +50,7 @@ def session(settings: EngineSettings) -> Iterator[None]:
         prepare_data()
         yield
         return
-    address = settings.address or os.environ.get("RAY_ADDRESS")
+    address = cluster_address(settings)
     for name, value in (DEFAULT_ENVIRONMENT | (JOINED_ENVIRONMENT if address else {})).items():
         os.environ.setdefault(name, value)
     with own_signals():
@@ -121,18 +118,15 @@ def prepare_data() -> None:
     logging.getLogger("ray.data._internal.execution.streaming_executor_state").setLevel(logging.CRITICAL)
 
 
+def cluster_address(settings: EngineSettings) -> str | None:
+    """The cluster that a run joins, and that may grow while it runs; None: Ray starts here and has what is here."""
+    return settings.address or os.environ.get("RAY_ADDRESS")
+
+
 def cluster_cpus() -> float:
-    return capacity("CPU") or 1.0
+    """Cores at this moment; a cluster that starts nodes as work asks for them may have none yet: that counts as one."""
+    return ray.cluster_resources().get("CPU") or 1.0
 
 
 def cluster_gpus() -> float:
-    return capacity("GPU")
-
-
-def capacity(resource: str) -> float:
-    """How much of a resource the cluster has, or can get: an autoscaler starts nodes only when work asks for them.
-
-    A cluster file says how far it may grow; Ray Train asks the same, private, function before it starts workers.
-    """
-    possible = state.get_max_resources_from_cluster_config() or {}
-    return max(ray.cluster_resources().get(resource, 0.0), min(float(possible.get(resource, 0)), MOST))
+    return ray.cluster_resources().get("GPU", 0.0)

@@ -18,17 +18,6 @@ from cleanscale.storage import uris
 log = logging.getLogger(__name__)
 
 PATIENCE_S = 60.0
-TEMPORARY = "working_dir_files"  # where Ray unpacks the working directory of a job, until the cluster ends
-
-
-def check_outlives_the_job(run_uri: str) -> None:
-    """Raises: ConfigError for a run folder in the temporary copy that a Ray job has of its working directory."""
-    if uris.is_local(run_uri) and f"/{TEMPORARY}/" in run_uri:
-        raise ConfigError(
-            f"the run folder {run_uri} is in the job's copy of its working directory, which is deleted some time after "
-            "the job and is another one for the next job; expected a place that stays; give --run.uri s3://... or the "
-            "absolute path of a disk that all nodes share"
-        )
 
 
 def check_seen_by_all_nodes(written: str, read: Sequence[str]) -> None:

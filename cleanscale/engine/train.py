@@ -20,7 +20,7 @@ import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from cleanscale.engine.session import cluster_cpus, cluster_gpus
+from cleanscale.engine.session import cluster_address, cluster_cpus, cluster_gpus
 from cleanscale.engine.settings import EngineSettings
 from cleanscale.engine.tasks import users_error
 from cleanscale.errors import CleanscaleError, ConfigError
@@ -112,11 +112,18 @@ def train_on_workers(
 
 
 def scaling(settings: EngineSettings) -> ScalingConfig:
-    """Raises: ConfigError when the cluster has fewer GPUs than workers."""
-    if settings.use_gpu and cluster_gpus() < settings.num_workers:
-        raise ConfigError(
-            f"--engine.num_workers is {settings.num_workers} with GPUs, but the cluster has {cluster_gpus():.0f}; "
-            "expected a GPU per worker; lower --engine.num_workers or leave out --engine.use_gpu"
+    """Raises: ConfigError when this machine has fewer GPUs than workers; a cluster that was joined may get more."""
+    if settings.use_gpu and (found := cluster_gpus()) < settings.num_workers:
+        if cluster_address(settings) is None:
+            raise ConfigError(
+                f"--engine.num_workers is {settings.num_workers} with GPUs, but the cluster has {found:.0f}; "
+                "expected a GPU per worker; lower --engine.num_workers or leave out --engine.use_gpu"
+            )
+        log.warning(
+            "the cluster has %.0f GPUs and --engine.num_workers is %d: waiting for it to start more; "
+            "a cluster that cannot needs a lower --engine.num_workers",
+            found,
+            settings.num_workers,
         )
     # Workers read and decode through Ray Data tasks, which need cores of their own: half of them.
     cpus = min(1.0, cluster_cpus() / (2 * settings.num_workers))

@@ -31,6 +31,7 @@ RENEWED_EVERY_S = 10.0
 SILENT_S = 30.0
 # Two runs that start at the same moment both write; after this time both read the same file, and one goes on.
 SETTLED_AFTER_S = {True: 0.2, False: 1.0}  # on a local disk; on an object store
+TEMPORARY = "working_dir_files"  # where Ray unpacks the working directory of a job, until the cluster ends
 
 
 class Lease:
@@ -97,12 +98,24 @@ class Lease:
                 uris.remove_tree(self.uri)
 
 
+def check_outlives_the_job(run_uri: str) -> None:
+    """Raises: ConfigError for a run folder in the temporary copy that a Ray job has of its working directory."""
+    if uris.is_local(run_uri) and f"/{TEMPORARY}/" in run_uri:
+        raise ConfigError(
+            f"the run folder {run_uri} is in the job's copy of its working directory, which is deleted some time after "
+            "the job and is another one for the next job; expected a place that stays; give --run.uri s3://... or the "
+            "absolute path of a disk that all nodes share"
+        )
+
+
 @contextlib.contextmanager
 def held(run_uri: str) -> Iterator[None]:
     """Hold the run folder for the time of a `with`, whose process ends on SIGTERM by KeyboardInterrupt.
 
-    Raises: ConfigError when another run holds it; StageError when one took it over while this one was cut off.
+    Raises: ConfigError when another run holds it, or when it would not outlive this one; StageError when another run
+    took it over while this one was cut off.
     """
+    check_outlives_the_job(run_uri)
     lease, stop = Lease(run_uri), threading.Event()
     lease.take()
 
