@@ -16,6 +16,7 @@ import pyarrow as pa
 from cleanscale.config import Settings, resolved_toml, versions
 from cleanscale.datasets.glyphs import EMBEDDED
 from cleanscale.engine.session import session
+from cleanscale.engine.shared_places import check_seen_by_all_nodes
 from cleanscale.reporting.progress import Progress
 from cleanscale.reporting.terminal import Summary
 from cleanscale.stages import (
@@ -92,6 +93,7 @@ def run(
     place = Place(settings.run_uri, settings.run.seed, settings.engine, progress or Progress(), report)
     write_settings(settings, place)
     with session(settings.engine), place.memory:
+        check_seen_by_all_nodes(place.path("settings.toml"), local_inputs(settings))
         inputs = read_inputs(settings, place)
         write_settings(settings, place, inputs.train.label_map().names)
         on_inputs(inputs)
@@ -108,6 +110,13 @@ def run(
         if inputs.clean is not None:
             classifiers["fine_tuned_on_clean"] = fine_tune_on_clean(settings, place.of_round(number), inputs, final)
         return round_ended(settings, place, inputs, classifiers, last, number, final=True)
+
+
+def local_inputs(settings: Settings) -> list[str]:
+    """What the run reads besides its run folder; the embedded data set is drawn into that."""
+    data, weights = settings.data, settings.backbone.weights
+    named = [data.train, data.test, data.clean, data.verification, weights]
+    return [uri for uri in named if uri not in (None, "", "pretrained", EMBEDDED)]
 
 
 def read_inputs(settings: Settings, place: Place) -> Inputs:
