@@ -92,6 +92,7 @@ def run(
     """
     place = Place(settings.run_uri, settings.run.seed, settings.engine, progress or Progress(), report)
     write_settings(settings, place)
+    uris.abort_uploads(place.uri)  # of a run that was killed
     with session(settings.engine), place.memory:
         check_seen_by_all_nodes(place.path("settings.toml"), local_inputs(settings))
         inputs = read_inputs(settings, place)

@@ -70,11 +70,16 @@ class Worker:
             ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
 
     def say(self, done: float, total: float, unit: str, history: Sequence[Mapping[str, Any]] = ()) -> None:
-        """Progress for the driver, from rank 0, at most once a second. history: numbers so far, with their `step`."""
-        if self.rank == 0 and (time.monotonic() - self.last_said_s > 1.0 or done >= total):
+        """Progress for the driver, from rank 0, now and then. history: numbers so far, with their `step`."""
+        if self.rank == 0 and (time.monotonic() - self.last_said_s > news_every_s(self.uri) or done >= total):
             self.last_said_s = time.monotonic()
             said = {"done": done, "total": total, "unit": unit, "history": list(history)}
             write_json(uris.join(self.uri, PROGRESS), said)
+
+
+def news_every_s(uri: str) -> float:
+    """How often progress is told through the run folder: every word costs a request where that is an object store."""
+    return 1.0 if uris.is_local(uri) else 15.0
 
 
 def train_on_workers(
@@ -175,7 +180,7 @@ def watch(uri: str, on_progress: Callable[[dict[str, Any]], None]) -> Iterator[N
                 on_progress(said)
 
     def keep_looking() -> None:
-        while not stop.wait(1.0 if "://" not in uri else 5.0):
+        while not stop.wait(news_every_s(uri)):
             look()
 
     thread = threading.Thread(target=keep_looking, daemon=True)

@@ -42,7 +42,8 @@ def run(place: Place, folder: str, data: Ingested, size: int) -> Ingested:
             place.progress.step("resized copies", data.num_rows) as step,
         ):
             ranges = [(a, min(a + ROWS_PER_FILE, data.num_rows)) for a in range(0, data.num_rows, ROWS_PER_FILE)]
-            missing = [r for r in ranges if not uris.exists(uris.join(folder, "images", file_name(r)))]
+            there = {f.path for f in uris.list_files(folder)}
+            missing = [r for r in ranges if f"images/{file_name(r)}" not in there]
             step.advance(data.num_rows - sum(b - a for a, b in missing))
             items = [(r, [f for f, _ in plan.fragments_of(np.arange(*r))]) for r in missing]
             for _, rows in map_shards(copy_images, items, Job(data.settings, size, folder)):

@@ -47,9 +47,7 @@ class RowFiles:
         )
 
     def files(self) -> list[str]:
-        if not uris.exists(self.folder):
-            return []
-        return [f.uri for f in uris.list_files(self.folder, (".parquet",))]
+        return [f.uri for f in uris.list_files(self.folder, (".parquet",), missing_is_error=False)]
 
 
 def fixed_size(feature_MD: np.ndarray) -> pa.FixedSizeListArray:

@@ -135,5 +135,5 @@ def fit_loop(worker: Worker, job: Job) -> None:
 
 def load_head(folder: str) -> Head:
     """The fully connected layers of the classifier in `folder`, whether it was trained on images or on features."""
-    uri = uris.join(folder, HEAD)
-    return head_from_bytes(uris.read_bytes(uri)) if uris.exists(uri) else classifier_stage.load(folder).head
+    content = uris.read_if_there(uris.join(folder, HEAD))
+    return classifier_stage.load(folder).head if content is None else head_from_bytes(content)
