@@ -76,8 +76,9 @@ class Delivery:
         """Take a message and return at once. When too much waits, the oldest metrics go; nothing else is that many."""
         with self._changed:
             while self.waiting_bytes + message.size_bytes > self.most_bytes:
-                oldest = next((m for m in self.waiting if m.kind == "metrics"), None)
                 self.dropped += 1
+                fits = message.size_bytes <= self.most_bytes
+                oldest = next((m for m in self.waiting if m.kind == "metrics"), None) if fits else None
                 if oldest is None:
                     return
                 self.waiting.remove(oldest)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import logging
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from cleanscale.storage import uris
 from cleanscale.tracking.delivery import Message, RunHandle
 from cleanscale.tracking.settings import DEFAULT_ENVIRONMENT
 
+SQLITE = "sqlite:///"
 PARENT, NAME = "mlflow.parentRunId", "mlflow.runName"
 METRICS_AT_ONCE, TAGS_AT_ONCE = 500, 100
 TAG_LENGTH, PARAMETER_LENGTH, DATASET_NAME_LENGTH, DIGEST_LENGTH = 4000, 500, 500, 36
@@ -29,9 +33,19 @@ def connect(store: str) -> Any:
 
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    if store.startswith("sqlite:///"):
-        Path(store.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    return mlflow.MlflowClient(tracking_uri=store)
+    if not store.startswith(SQLITE):
+        return mlflow.MlflowClient(tracking_uri=store)
+    with one_at_a_time(Path(store.removeprefix(SQLITE))):
+        return mlflow.MlflowClient(tracking_uri=store)
+
+
+@contextlib.contextmanager
+def one_at_a_time(database: Path) -> Iterator[None]:
+    """Two jobs that make one database at the same moment break it: MLflow's migrations meet each other's columns."""
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with database.with_name(f".{database.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 class MlflowStore:
