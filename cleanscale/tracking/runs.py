@@ -192,13 +192,13 @@ def delivered(delivery: Delivery, patience_s: float) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        close(delivery, min(patience_s, STOPPED_PATIENCE_S))
+        close(delivery, min(patience_s, STOPPED_PATIENCE_S), while_it_moves=False)
         raise
-    close(delivery, patience_s)
+    close(delivery, patience_s, while_it_moves=True)
 
 
-def close(delivery: Delivery, patience_s: float) -> None:
-    left = delivery.close(patience_s)
+def close(delivery: Delivery, patience_s: float, *, while_it_moves: bool) -> None:
+    left = delivery.close(patience_s, while_it_moves=while_it_moves)
     if left or delivery.dropped:
         log.warning(
             "%d messages did not reach MLflow at %s; the run folder has everything, and the same command sends the "

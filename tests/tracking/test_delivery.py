@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 
 import pytest
 
@@ -158,6 +159,20 @@ def test_the_end_of_a_run_does_not_wait_for_a_store_that_hangs(store, sent):
     assert store.tried.acquire(timeout=LONG_S)
     sent.put(metric(1))
     assert [message.content["number"] for message in sent.close(0.05)] == [0, 1]
+
+
+def test_the_end_of_a_run_waits_on_for_a_store_that_is_only_slow(store, sent, monkeypatch):
+    slow = store.send
+
+    def send(message: Message) -> None:
+        time.sleep(0.05)
+        slow(message)
+
+    monkeypatch.setattr(store, "send", send)
+    for number in range(10):
+        sent.put(metric(number))
+    assert sent.close(0.2, while_it_moves=True) == []
+    assert store.took == list(range(10))
 
 
 def test_a_store_that_comes_back_while_the_run_ends_gets_everything(store, sent, monkeypatch):

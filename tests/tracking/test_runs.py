@@ -82,6 +82,15 @@ def test_settings_are_parameters_and_newer_ones_are_tags(beside, runs_in):
     assert run.data.params["many.s149"] == "149"
 
 
+def test_a_name_that_mlflow_does_not_take_is_written_in_a_way_that_it_does(beside, runs_in):
+    with tracked(QUIET, str(beside / "small")) as tracker:
+        tracker.report("round", {"top-1 (%)": 1.0, "plain": 2.0}, 1)
+        tracker.parameters({"a=b": 3})
+    run = runs_in(beside / "mlflow.db")["small"]
+    assert run.data.metrics == {"round/top-1 ___": 1.0, "round/plain": 2.0}
+    assert run.data.params == {"a_b": "3"}
+
+
 def test_an_input_is_a_data_set_with_its_fingerprint(beside, runs_in):
     with tracked(QUIET, str(beside / "small")) as tracker:
         for _ in range(2):  # a run that goes on tells it again
@@ -225,7 +234,7 @@ def test_jobs_that_use_one_database_at_once_lose_nothing(tmp_path, runs_in, monk
 import sys
 from cleanscale.tracking import TrackingSettings, tracked
 with tracked(TrackingSettings(system_metrics_s=0), sys.argv[1]) as tracker:
-    for step in range(60):
+    for step in range(25):
         tracker.report("round_0/classifier", {"loss": step}, step)
 """
     command = [sys.executable, "-W", "ignore", "-c", code]
@@ -241,4 +250,4 @@ with tracked(TrackingSettings(system_metrics_s=0), sys.argv[1]) as tracker:
         assert run.info.status == "FINISHED"
         if run.info.run_name == "round_0":
             steps = history(store_of(tmp_path), run.info.run_id, "classifier/loss")
-            assert steps == [(step, float(step)) for step in range(60)]
+            assert steps == [(step, float(step)) for step in range(25)]

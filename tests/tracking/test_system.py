@@ -1,5 +1,7 @@
 """How busy the machine is, beside the metrics of the run."""
 
+import time
+
 import ray  # noqa: F401  it brings psutil with it, as in every run
 
 from cleanscale.tracking import TrackingSettings, tracked
@@ -8,12 +10,11 @@ from cleanscale.tracking.system import SystemMetrics
 
 
 def test_the_machine_is_measured_while_a_run_lasts(beside, runs_in, capfd):
-    with tracked(TrackingSettings(system_metrics_s=0.01), str(beside / "small")) as tracker:
-        found = []
-        while len(found) < 3:
-            assert tracker.delivery.flush(60)
-            client = connect(f"sqlite:///{beside / 'mlflow.db'}")
-            found = client.get_metric_history(tracker.run_id, "system/cpu_utilization_percentage")
+    client, deadline = connect(f"sqlite:///{beside / 'mlflow.db'}"), time.monotonic() + 60
+    with tracked(TrackingSettings(system_metrics_s=0.2), str(beside / "small")) as tracker:
+        while len(client.get_metric_history(tracker.run_id, "system/cpu_utilization_percentage")) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
     metrics = runs_in(beside / "mlflow.db")["small"].data.metrics
     assert 0 < metrics["system/system_memory_usage_percentage"] < 100
     assert {"system/disk_usage_percentage", "system/network_receive_megabytes"} <= set(metrics)
