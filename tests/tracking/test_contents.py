@@ -99,7 +99,7 @@ def test_a_finished_run_is_logged_whole(glyphs_run, runs_in):
     assert parent.data.tags["run.uri"] == str(glyphs_run.folder)
     assert parent.data.params["glyphs.classes"] == "8"
     assert parent.data.params["cleannet.steps"] == "8"
-    assert {"classifier/loss", "cleannet/loss"} <= set(runs["round_0"].data.metrics)
+    assert {"classifier/loss", "cleannet/supervised", "evidence/loss"} <= set(runs["round_0"].data.metrics)
     assert "detection/transfer/auroc/value" in runs["round_0"].data.metrics
     assert {"classifier/loss", "classification/top1/value"} <= set(runs["round_1"].data.metrics)
     assert "round/classification/round_1/top1/value" in parent.data.metrics
