@@ -40,6 +40,7 @@ from cleanscale.stages.place import Place, Report
 from cleanscale.stages.predictions import Predictions
 from cleanscale.storage import uris
 
+REPORTED_OF_ALL = ("difference", "seconds", "images_per_second", "peak_memory_bytes")
 log = logging.getLogger(__name__)
 
 Made = tuple[str, str]  # (folder, fingerprint) of a stage
@@ -366,7 +367,7 @@ def report_round(place: Place, metrics: Mapping[str, Any], number: int, *, judge
     accuracy = measured.get("classification", {}).get(f"round_{number}")
     own = {k: v for k, v in measured.items() if k != "classification"} if judged else {}
     place.report(f"round_{number}", own | ({"classification": accuracy} if accuracy else {}), number)
-    place.report("round", measured | {k: metrics[k] for k in ("seconds", "peak_memory_bytes")}, number + 1)
+    place.report("round", measured | {k: metrics[k] for k in REPORTED_OF_ALL}, number + 1)
 
 
 def write_settings(settings: Settings, place: Place, class_names: tuple[str, ...] | None = None) -> None:

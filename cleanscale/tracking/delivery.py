@@ -65,7 +65,7 @@ class Delivery:
         self.waiting_bytes = 0
         self.sending: Message | None = None
         self.away = False
-        self.dropped = 0
+        self.delivered, self.dropped = 0, 0
         self.warned: set[str] = set()
         self._changed = threading.Condition()
         self._closing, self._given_up = threading.Event(), threading.Event()
@@ -76,8 +76,9 @@ class Delivery:
         """Take a message and return at once. When too much waits, the oldest metrics go; nothing else is that many."""
         with self._changed:
             while self.waiting_bytes + message.size_bytes > self.most_bytes:
-                oldest = next((m for m in self.waiting if m.kind == "metrics"), None)
                 self.dropped += 1
+                fits = message.size_bytes <= self.most_bytes
+                oldest = next((m for m in self.waiting if m.kind == "metrics"), None) if fits else None
                 if oldest is None:
                     return
                 self.waiting.remove(oldest)
@@ -91,12 +92,19 @@ class Delivery:
         with self._changed:
             return self._changed.wait_for(lambda: not self.waiting and self.sending is None, timeout_s)
 
-    def close(self, timeout_s: float) -> list[Message]:
-        """Deliver what waits, for so long at most; returns what could not be delivered."""
+    def close(self, patience_s: float, *, while_it_moves: bool = False) -> list[Message]:
+        """Deliver what waits, for so long at most; returns what could not be delivered.
+
+        while_it_moves: as long as something arrives within each such time, wait on: the store is only slow.
+        """
         with self._changed:
             self._closing.set()
             self._changed.notify_all()
-        self._thread.join(timeout_s)
+        before = self.delivered
+        self._thread.join(patience_s)
+        while while_it_moves and self._thread.is_alive() and self.delivered > before:
+            before = self.delivered
+            self._thread.join(patience_s)
         with self._changed:
             self._given_up.set()
             self._changed.notify_all()
@@ -117,6 +125,7 @@ class Delivery:
                     return
                 self.waiting_bytes -= self.sending.size_bytes
                 self.sending = None
+                self.delivered += delivered
                 self._changed.notify_all()
             if delivered and self.away:
                 self.away = False

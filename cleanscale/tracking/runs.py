@@ -15,7 +15,7 @@ from cleanscale.storage import uris
 from cleanscale.storage.manifests import flatten, read_json, write_json
 from cleanscale.tracking.delivery import Delivery, Message, RunHandle, first_line
 from cleanscale.tracking.settings import RECORD, TrackingSettings, beside, tracking_uri
-from cleanscale.tracking.store import MlflowStore, connect, end_children, refused
+from cleanscale.tracking.store import SQLITE, MlflowStore, connect, end_children, refused
 from cleanscale.tracking.system import SystemMetrics
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,6 @@ log = logging.getLogger(__name__)
 ROUND = re.compile(r"(round_\d+)(?:/(.*))?")
 # Somebody waits who has pressed Ctrl-C, or a machine that is about to be taken away.
 STOPPED_PATIENCE_S = 5.0
-OPENING_ATTEMPTS = 5  # of a database that another job is just making or writing
 
 
 class Silent:
@@ -193,13 +192,13 @@ def delivered(delivery: Delivery, patience_s: float) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        close(delivery, min(patience_s, STOPPED_PATIENCE_S))
+        close(delivery, min(patience_s, STOPPED_PATIENCE_S), while_it_moves=False)
         raise
-    close(delivery, patience_s)
+    close(delivery, patience_s, while_it_moves=True)
 
 
-def close(delivery: Delivery, patience_s: float) -> None:
-    left = delivery.close(patience_s)
+def close(delivery: Delivery, patience_s: float, *, while_it_moves: bool) -> None:
+    left = delivery.close(patience_s, while_it_moves=while_it_moves)
     if left or delivery.dropped:
         log.warning(
             "%d messages did not reach MLflow at %s; the run folder has everything, and the same command sends the "
@@ -211,22 +210,14 @@ def close(delivery: Delivery, patience_s: float) -> None:
 
 def open_run(settings: TrackingSettings, run_uri: str, store: str) -> Tracker:
     """Begin or take up the run of a run folder. Raises: ConfigError when the store is not there to begin with."""
-    client = connect(store)
-    for attempt in range(1, OPENING_ATTEMPTS + 1):
-        try:
-            run = find_or_create(client, settings.experiment, run_uri, store)
-            break
-        except Exception as error:
-            # Two jobs that make one database, or both write to it, get in each other's way for a moment.
-            if store.startswith("sqlite:") and attempt < OPENING_ATTEMPTS:
-                time.sleep(0.5 * attempt)
-                continue
-            raise ConfigError(
-                f"MLflow at {store!r} does not answer ({first_line(error)}); expected a server or a database; "
-                "start it, correct MLFLOW_TRACKING_URI or --tracking.uri, or give --tracking.enabled false"
-            ) from error
-    else:
-        raise AssertionError
+    try:
+        client = connect(store)
+        run = find_or_create(client, settings.experiment, run_uri, store)
+    except Exception as error:
+        raise ConfigError(
+            f"MLflow at {store!r} does not answer ({first_line(error)}); expected a server or a database; "
+            "start it, correct MLFLOW_TRACKING_URI or --tracking.uri, or give --tracking.enabled false"
+        ) from error
     write_json(uris.join(run_uri, RECORD), {"store": store, "run_id": run.id})
     assert run.id is not None
     tracker = Tracker(Delivery(MlflowStore(client, run.id), store), run)
@@ -255,7 +246,7 @@ def experiment(client: Any, name: str, run_uri: str, store: str) -> str:
     if found is not None:
         return found.experiment_id
     # Without a server MLflow would put artifacts below the working directory, which for a cluster job is temporary.
-    place = beside(run_uri) / "mlflow-artifacts" if store.startswith("sqlite:///") and uris.is_local(run_uri) else None
+    place = beside(run_uri) / "mlflow-artifacts" if store.startswith(SQLITE) and uris.is_local(run_uri) else None
     try:
         return client.create_experiment(name, artifact_location=place.as_uri() if place else None)
     except Exception:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import logging
 import os
+import re
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +18,9 @@ from cleanscale.storage import uris
 from cleanscale.tracking.delivery import Message, RunHandle
 from cleanscale.tracking.settings import DEFAULT_ENVIRONMENT
 
+SQLITE = "sqlite:///"
 PARENT, NAME = "mlflow.parentRunId", "mlflow.runName"
-METRICS_AT_ONCE, TAGS_AT_ONCE = 500, 100
+METRICS_AT_ONCE, TAGS_AT_ONCE, NAME_LENGTH = 500, 100, 250
 TAG_LENGTH, PARAMETER_LENGTH, DATASET_NAME_LENGTH, DIGEST_LENGTH = 4000, 500, 500, 36
 # Wrong use, not a store that is away.
 OWN_FAULTS = (TypeError, ValueError, KeyError, ImportError, PermissionError, FileNotFoundError, NotADirectoryError)
@@ -29,9 +34,19 @@ def connect(store: str) -> Any:
 
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    if store.startswith("sqlite:///"):
-        Path(store.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    return mlflow.MlflowClient(tracking_uri=store)
+    if not store.startswith(SQLITE):
+        return mlflow.MlflowClient(tracking_uri=store)
+    with one_at_a_time(Path(store.removeprefix(SQLITE))):
+        return mlflow.MlflowClient(tracking_uri=store)
+
+
+@contextlib.contextmanager
+def one_at_a_time(database: Path) -> Iterator[None]:
+    """Two jobs that make one database at the same moment break it: MLflow's migrations meet each other's columns."""
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with database.with_name(f".{database.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 class MlflowStore:
@@ -83,13 +98,14 @@ class MlflowStore:
         from mlflow.entities import Metric
 
         for start in range(0, len(metrics), METRICS_AT_ONCE):
-            batch = [Metric(*one) for one in metrics[start : start + METRICS_AT_ONCE]]
+            some = metrics[start : start + METRICS_AT_ONCE]
+            batch = [Metric(permitted(name), value, at_ms, step) for name, value, at_ms, step in some]
             self.client.log_batch(run_id, metrics=batch)
 
     def _tags(self, run_id: str, tags: dict[str, str]) -> None:
         from mlflow.entities import RunTag
 
-        found = [RunTag(name, value[:TAG_LENGTH]) for name, value in tags.items()]
+        found = [RunTag(permitted(name), value[:TAG_LENGTH]) for name, value in tags.items()]
         for start in range(0, len(found), TAGS_AT_ONCE):
             self.client.log_batch(run_id, tags=found[start : start + TAGS_AT_ONCE])
 
@@ -98,7 +114,8 @@ class MlflowStore:
 
         # MLflow never changes a parameter: those of an earlier attempt stay, and tags have the newest values.
         known = self.client.get_run(run_id).data.params
-        found = [Param(name, value[:PARAMETER_LENGTH]) for name, value in parameters.items() if name not in known]
+        named = {permitted(name): value[:PARAMETER_LENGTH] for name, value in parameters.items()}
+        found = [Param(name, value) for name, value in named.items() if name not in known]
         for start in range(0, len(found), TAGS_AT_ONCE):
             self.client.log_batch(run_id, params=found[start : start + TAGS_AT_ONCE])
 
@@ -153,6 +170,11 @@ def refused(error: Exception) -> bool:
     if status is not None:
         return 400 <= status < 500 and status not in (408, 409, 429)
     return isinstance(error, (DataError, *OWN_FAULTS)) and not isinstance(error, json.JSONDecodeError)
+
+
+def permitted(name: str) -> str:
+    """A name that MLflow takes: one that it does not take would make it refuse all that come with it."""
+    return re.sub(r"[^\w\-. :/]", "_", name)[:NAME_LENGTH]
 
 
 def quoted(name: str) -> str:
