@@ -52,15 +52,17 @@ def run_tracked(settings: Settings, progress: Progress) -> None:
     from cleanscale.pipeline import run  # here because it imports Ray, which --help need not wait for
     from cleanscale.reporting.terminal import print_summary, report_console
     from cleanscale.tracking import tracked
+    from cleanscale.tracking.contents import log_files, log_inputs
 
     with tracked(settings.tracking, settings.run_uri) as tracker:
         tracker.parameters(settings.model_dump(mode="json"))
-        summary = run(settings, progress=progress, report=tracker.report)
-        for name in ("settings.toml", "metrics.json", "rejected.parquet"):
-            tracker.artifact(name, uris.read_bytes(uris.join(settings.run_uri, name)))
-        figures = uris.join(settings.run_uri, "figures")
-        for figure in uris.list_files(figures, (".png",)) if uris.exists(figures) else []:
-            tracker.artifact(f"figures/{figure.path}", uris.read_bytes(figure.uri))
+        summary = run(
+            settings,
+            progress=progress,
+            report=tracker.report,
+            on_inputs=lambda inputs: log_inputs(tracker, inputs.train, inputs.test, inputs.clean),
+        )
+        log_files(tracker, settings.run_uri, settings.tracking.table_bytes)
     print_summary(report_console(), summary)
 
 

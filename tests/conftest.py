@@ -80,23 +80,27 @@ def small_settings(small_values) -> Callable[..., Settings]:
 def s3_environment() -> Iterator[dict[str, str]]:
     """The environment that finds an S3 server over HTTP with the bucket `runs-bucket`."""
     import boto3
-    from moto.server import ThreadedMotoServer
+    from s3_proxy import moto_server
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    environment = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+    keys = {
         "AWS_ACCESS_KEY_ID": "testing",
         "AWS_SECRET_ACCESS_KEY": "testing",
         "AWS_DEFAULT_REGION": "us-east-1",
     }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        boto3.client("s3").create_bucket(Bucket="runs-bucket")
-    yield environment
-    server.stop()
+    with moto_server() as endpoint:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in keys.items():
+                patch.setenv(name, value)
+            boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket="runs-bucket")
+        yield {"AWS_ENDPOINT_URL": endpoint, **keys}
+
+
+@pytest.fixture
+def s3_bucket(s3_environment, monkeypatch) -> str:
+    """`s3://bucket` on that server, found by this process while a test runs. Tests share it: use names of your own."""
+    for name, value in s3_environment.items():
+        monkeypatch.setenv(name, value)
+    return "s3://runs-bucket"
 
 
 @pytest.fixture(scope="session")

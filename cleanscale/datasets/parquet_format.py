@@ -115,6 +115,8 @@ def _readable(uri: str) -> Iterator[None]:
     except (FileNotFoundError, PermissionError, TimeoutError, ConnectionError):
         raise  # not the file's fault: uris.translate_errors speaks of the place
     except (pa.ArrowException, OSError) as error:
+        if hasattr(error, "asked"):
+            raise
         raise DataError(
             f"'{uri}' cannot be read as Parquet ({_short(error)}); expected an intact Parquet file; copy it again"
         ) from error

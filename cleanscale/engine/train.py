@@ -20,6 +20,7 @@ import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
+from cleanscale import errors
 from cleanscale.engine.session import cluster_address, cluster_cpus, cluster_gpus
 from cleanscale.engine.settings import EngineSettings
 from cleanscale.engine.tasks import users_error
@@ -69,11 +70,16 @@ class Worker:
             ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
 
     def say(self, done: float, total: float, unit: str, history: Sequence[Mapping[str, Any]] = ()) -> None:
-        """Progress for the driver, from rank 0, at most once a second. history: numbers so far, with their `step`."""
-        if self.rank == 0 and (time.monotonic() - self.last_said_s > 1.0 or done >= total):
+        """Progress for the driver, from rank 0, now and then. history: numbers so far, with their `step`."""
+        if self.rank == 0 and (time.monotonic() - self.last_said_s > news_every_s(self.uri) or done >= total):
             self.last_said_s = time.monotonic()
             said = {"done": done, "total": total, "unit": unit, "history": list(history)}
             write_json(uris.join(self.uri, PROGRESS), said)
+
+
+def news_every_s(uri: str) -> float:
+    """How often progress is told through the run folder: every word costs a request where that is an object store."""
+    return 1.0 if uris.is_local(uri) else 15.0
 
 
 def train_on_workers(
@@ -128,12 +134,10 @@ def scaling(settings: EngineSettings) -> ScalingConfig:
     # Workers read and decode through Ray Data tasks, which need cores of their own: half of them.
     cpus = min(1.0, cluster_cpus() / (2 * settings.num_workers))
     return ScalingConfig(
-        num_workers=settings.num_workers, use_gpu=settings.use_gpu, resources_per_worker=resources(settings, cpus)
+        num_workers=settings.num_workers,
+        use_gpu=settings.use_gpu,
+        resources_per_worker={"CPU": cpus} | ({"GPU": 1.0} if settings.use_gpu else {}),
     )
-
-
-def resources(settings: EngineSettings, cpus: float) -> dict[str, float]:
-    return {"CPU": cpus} | ({"GPU": 1.0} if settings.use_gpu else {})
 
 
 def threads_per_worker() -> int:
@@ -151,7 +155,7 @@ def _train_loop(settings: dict[str, Any]) -> None:
     failed = uris.join(settings["uri"], "failed.json")
     before = read_json(failed)
     if before is not None:  # a user's error is final: Ray would start the group again
-        raise getattr(__import__("cleanscale.errors", fromlist=["errors"]), before["kind"])(before["message"])
+        raise getattr(errors, before["kind"])(before["message"])
     device = str(ray.train.torch.get_device())
     worker = Worker(settings["uri"], device, collectives())
     try:
@@ -176,7 +180,7 @@ def watch(uri: str, on_progress: Callable[[dict[str, Any]], None]) -> Iterator[N
                 on_progress(said)
 
     def keep_looking() -> None:
-        while not stop.wait(1.0 if "://" not in uri else 5.0):
+        while not stop.wait(news_every_s(uri)):
             look()
 
     thread = threading.Thread(target=keep_looking, daemon=True)

@@ -35,24 +35,27 @@ def run(place: Place, folder: str, settings: GlyphsSettings, data: DataSettings)
     stage = open_stage(folder, "glyphs", {"glyphs": settings.model_dump(mode="json"), "run": {"seed": place.seed}}, {})
     if not stage.complete:
         total = sum(f.stop - f.start for f in files)
-        with place.timed("glyphs", total), place.progress.step("draw glyphs", total) as step:
+        with place.timed("glyphs", total, folder=folder), place.progress.step("draw glyphs", total) as step:
             job = Job(settings, place.seed, folder)
-            missing = [f for f in files if not uris.exists(uris.join(folder, f.split, f.name))]
+            there = {f.path for f in uris.list_files(folder)}
+            missing = [f for f in files if f"{f.split}/{f.name}" not in there]
             for _, rows in map_shards(draw_file, missing, job):
                 step.advance(rows)
             checked = named(settings, glyph_verification(settings, place.seed), "label", "verified_label")
             write_table(stage.path("verification.parquet"), checked)
         stage.finish([{"file": f"{f.split}/{f.name}", "rows": f.stop - f.start} for f in files])
-    clean = uris.join(folder, "clean") if settings.clean_per_class else None
-    return data.model_copy(
-        update={
-            "train": uris.join(folder, "train"),
-            "test": uris.join(folder, "test") if settings.test_per_class else None,
-            "clean": clean,
-            "verification": uris.join(folder, "verification.parquet"),
-            "true_label": "true_label",
-        }
-    )
+    return data.model_copy(update=places(folder, settings))
+
+
+def places(folder: str, settings: GlyphsSettings) -> dict[str, str | None]:
+    """The data settings that find the data set drawn in `folder`."""
+    return {
+        "train": uris.join(folder, "train"),
+        "test": uris.join(folder, "test") if settings.test_per_class else None,
+        "clean": uris.join(folder, "clean") if settings.clean_per_class else None,
+        "verification": uris.join(folder, "verification.parquet"),
+        "true_label": "true_label",
+    }
 
 
 def draw_file(file: GlyphFile, job: Job) -> int:

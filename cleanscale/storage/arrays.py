@@ -10,6 +10,8 @@ from numpy.lib import format as npy
 
 from cleanscale.storage import uris
 
+BEGINNING_BYTES = 64 << 10  # of an array, which has its kind and length there, and all of a small one
+
 
 def write_array(uri: str, values: np.ndarray) -> None:
     """One array as .npy; seen whole or not at all."""
@@ -24,13 +26,14 @@ def read_array(uri: str) -> np.ndarray:
 
 def read_range(uri: str, start: int, stop: int) -> np.ndarray:
     """values[start:stop] of a one-dimensional array, reading those bytes and the header only."""
-    with uris.open_read(uri, block_bytes=4096) as file:
-        major_minor = npy.read_magic(file)
-        read_header = npy.read_array_header_1_0 if major_minor == (1, 0) else npy.read_array_header_2_0
-        (length,), _, dtype = read_header(file)
-        start, stop = max(0, start), min(stop, length)
-        file.seek(start * dtype.itemsize, io.SEEK_CUR)
-        return np.frombuffer(file.read((stop - start) * dtype.itemsize), dtype).copy()
+    beginning = uris.read_range(uri, 0, BEGINNING_BYTES)
+    file = io.BytesIO(beginning)
+    read_header = npy.read_array_header_1_0 if npy.read_magic(file) == (1, 0) else npy.read_array_header_2_0
+    (length,), _, dtype = read_header(file)
+    start, stop = max(0, start), min(stop, length)
+    first, last = (file.tell() + place * dtype.itemsize for place in (start, stop))
+    content = beginning[first:last] if last <= len(beginning) else uris.read_range(uri, first, last)
+    return np.frombuffer(content, dtype).copy()
 
 
 def scatter(length: int, parts: Iterable[tuple[np.ndarray, np.ndarray]], fill: float, dtype: type) -> np.ndarray:

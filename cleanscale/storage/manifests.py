@@ -9,9 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from cleanscale.storage import uris
 
@@ -82,6 +85,8 @@ def open_stage(uri: str, stage: str, settings: Mapping[str, Any], inputs: Mappin
     before = manifest.key if manifest is not None else started
     if before is not None:
         log.info("%s: redone because %s", stage_name(uri), "; ".join(differences(before, key)))
+    if manifest is not None:  # first of all: a stage that is half removed must not count
+        uris.remove_tree(uris.join(uri, MANIFEST))
     uris.remove_tree(uri)
     write_json(uris.join(uri, STARTED), key)
     return StageFolder(uri, key, None, resumed=False)
@@ -124,12 +129,22 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def read_json(uri: str) -> Any:
     """The document at `uri`; None when there is none. A half-written one counts as none."""
-    if not uris.exists(uri):
-        return None
     try:
-        return json.loads(uris.read_bytes(uri))
+        content = uris.read_if_there(uri)
+        return None if content is None else json.loads(content)
     except ValueError:  # no JSON, or no text at all
         return None
+
+
+def defined(value: Any) -> Any:
+    """Numbers as JSON has them: NaN and infinity, which it has not, become null, which means "not defined"."""
+    if isinstance(value, Mapping):
+        return {name: defined(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [defined(inner) for inner in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_json(uri: str, document: Any) -> None:

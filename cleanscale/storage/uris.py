@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
+import logging
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,10 +21,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from cleanscale.errors import DataError
 
-# With these a refused, silent or unknown S3 endpoint ends in less than a minute.
-S3_CONNECT_TIMEOUT_S = 4
-S3_READ_TIMEOUT_S = 10
-S3_ATTEMPTS = 2
+log = logging.getLogger(__name__)
 
 _GLOB_MAGIC = frozenset("*?[")
 
@@ -44,36 +41,20 @@ def open_filesystem(uri: str) -> tuple[Any, str]:
 
     S3 takes its endpoint from AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL and its credentials from the usual places.
     """
-    options: dict[str, Any] = {}
-    protocol = uri.split("://", 1)[0] if "://" in uri else "file"
-    if protocol in ("s3", "s3a"):
-        options = _s3_options()
     with translate_errors(uri):
+        if uri.startswith(("s3://", "s3a://")):
+            from cleanscale.storage import s3  # it takes half a second to load, which local runs need not wait for
+
+            filesystem: Any = s3.filesystem()
+            return filesystem, filesystem._strip_protocol(uri)
         try:
-            filesystem, path = url_to_fs(uri, **options)
+            return url_to_fs(uri)
         except ValueError as error:
             known = ", ".join(sorted(_COMMON & set(fsspec.available_protocols())))
             raise DataError(
                 f"'{uri}' has no usable scheme ({_first_line(error)}); expected a local path or one of {known}; "
                 "correct it"
             ) from error
-    if protocol in ("s3", "s3a"):
-        filesystem.retries = S3_ATTEMPTS  # s3fs has no option for it; its 5 tries multiply botocore's
-    return filesystem, path
-
-
-def _s3_options() -> dict[str, Any]:
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    return {
-        "client_kwargs": {"endpoint_url": endpoint} if endpoint else {},
-        "config_kwargs": {
-            "connect_timeout": S3_CONNECT_TIMEOUT_S,
-            "read_timeout": S3_READ_TIMEOUT_S,
-            "retries": {"total_max_attempts": S3_ATTEMPTS, "mode": "standard"},
-        },
-        # Listings are compared between runs and between writers: a cached one would be wrong, not only old.
-        "use_listings_cache": False,
-    }
 
 
 def join(uri: str, *parts: str) -> str:
@@ -114,15 +95,18 @@ def is_file(uri: str) -> bool:
         return False
 
 
-def list_files(uri: str, suffixes: Sequence[str] = ()) -> list[StoredFile]:
+def list_files(uri: str, suffixes: Sequence[str] = (), *, missing_is_error: bool = True) -> list[StoredFile]:
     """Files at a file, folder (recursively) or glob pattern, sorted by path; hidden ones (`.name`) are left out.
 
     `suffixes`, lower case such as `.parquet`, are compared without regard to case; none means every file.
-    A place that does not exist is a DataError; a folder without matching files is an empty list.
+    A place that does not exist is a DataError, or an empty list; a folder without matching files is an empty list.
     """
     filesystem, path = open_filesystem(uri)
-    with translate_errors(uri):
-        entries, root = _find(filesystem, path)
+    try:
+        with translate_errors(uri, missing_is_error=missing_is_error):
+            entries, root = _find(filesystem, path)
+    except FileNotFoundError:
+        return []
     root = root.rstrip("/") + "/"
     files = []
     for name, info in entries.items():
@@ -139,6 +123,11 @@ def list_files(uri: str, suffixes: Sequence[str] = ()) -> list[StoredFile]:
 def _find(filesystem: Any, path: str) -> tuple[dict[str, Any], str]:
     """({path: info}, root that the paths of the listing are relative to)."""
     marks = [path.index(mark) for mark in _GLOB_MAGIC if mark in path]
+    local = isinstance(filesystem, LocalFileSystem)
+    if not local:  # the folders of an object store are what lies below them: one listing
+        found = filesystem.find(path, detail=True)
+        if found:
+            return found, path.rpartition("/")[0] if list(found) == [path] else path
     try:
         info = filesystem.info(path)
     except FileNotFoundError:
@@ -180,6 +169,33 @@ def read_bytes(uri: str) -> bytes:
         return filesystem.cat_file(path)
 
 
+def read_if_there(uri: str) -> bytes | None:
+    """The content of one file; None where there is none. On an object store that is one request, `exists` another."""
+    filesystem, path = open_filesystem(uri)
+    try:
+        with translate_errors(uri, missing_is_error=False):
+            return filesystem.cat_file(path)
+    except FileNotFoundError:
+        return None
+
+
+def read_range(uri: str, start: int, stop: int) -> bytes:
+    """Bytes [start, stop) of a file, as far as it has them."""
+    filesystem, path = open_filesystem(uri)
+    with translate_errors(uri):
+        return filesystem.cat_file(path, start=start, end=stop)
+
+
+def read_end(uri: str, amount: int) -> tuple[bytes, int]:
+    """(the last `amount` bytes of a file, or all it has; its size in bytes)."""
+    filesystem, path = open_filesystem(uri)
+    with translate_errors(uri):
+        if hasattr(filesystem, "read_end"):  # S3 tells the size along with the bytes
+            return filesystem.read_end(path, amount)
+        size = filesystem.size(path)
+        return filesystem.cat_file(path, start=max(0, size - amount), end=size), size
+
+
 def write_bytes(uri: str, data: bytes) -> None:
     """Write a file that other processes see whole or not at all (local: rename; object stores: one put)."""
     filesystem, path = open_filesystem(uri)
@@ -207,6 +223,21 @@ def remove_tree(uri: str) -> None:
         return
 
 
+def abort_uploads(uri: str) -> int:
+    """Remove what uploads below `uri` left that were killed half way: nobody sees it, but it is paid for.
+
+    Returns how many there were. Only for a folder that nobody writes into; where that is not allowed, or not S3, none.
+    """
+    filesystem, path = open_filesystem(uri)
+    if not hasattr(filesystem, "abort_uploads"):
+        return 0
+    try:
+        return filesystem.abort_uploads(path)
+    except OSError as error:
+        log.debug("unfinished uploads below %s were not looked for: %s", uri, error)
+        return 0
+
+
 def arrow_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     """(pyarrow filesystem, path) for pyarrow.parquet and Ray Train's `storage_filesystem`."""
     filesystem, path = open_filesystem(uri)
@@ -231,8 +262,10 @@ def translate_errors(
     try:
         yield
     except FileNotFoundError as error:
-        if not missing_is_error:
+        if not missing_is_error and getattr(getattr(error, "asked", None), "code", None) != "NoSuchBucket":
             raise
+        if hasattr(error, "asked"):
+            raise _as_data_error(uri, error, expected) from error
         raise DataError(
             f"nothing found at '{uri}' ({_first_line(error)}); expected {expected}; check the spelling and, for an "
             "object store, that the bucket exists"
@@ -240,7 +273,8 @@ def translate_errors(
     except (OSError, ImportError) as error:
         raise _as_data_error(uri, error, expected) from error
     except Exception as error:
-        if not type(error).__module__.startswith(("botocore", "aiobotocore", "aiohttp", "s3fs", "fsspec")):
+        modules = ("botocore", "aiobotocore", "aiohttp", "s3fs", "fsspec", "asyncio")
+        if not type(error).__module__.startswith(modules):
             raise
         raise _as_data_error(uri, error, expected) from error
 
@@ -250,6 +284,10 @@ def _as_data_error(uri: str, error: Exception, expected: str) -> DataError:
     if kind in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "TokenRetrievalError"):
         remedy = "give AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or run where a role is attached"
         return DataError(f"no credentials for '{uri}' ({_first_line(error)}); expected AWS credentials; {remedy}")
+    if hasattr(error, "asked"):
+        from cleanscale.storage import s3_errors
+
+        return DataError(s3_errors.describe(uri, error, expected))
     if isinstance(error, PermissionError):
         remedy = "check the credentials or the rights of this user"
         return DataError(f"access to '{uri}' was refused ({_first_line(error)}); expected {expected}; {remedy}")
