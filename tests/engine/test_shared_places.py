@@ -1,5 +1,7 @@
 """Local places on a cluster of several nodes. Several machines are played by one: what differs is what it is told."""
 
+import os
+
 import pytest
 import ray
 
@@ -47,3 +49,20 @@ def test_data_that_another_node_does_not_see_is_the_users_error(two_nodes, setti
 def test_on_one_machine_nobody_is_asked(ray_session, settings_file):
     assert other_nodes() == []
     check_seen_by_all_nodes(settings_file, ["no/such/data"])
+
+
+def test_a_node_that_is_lost_while_it_is_asked_ends_no_run(two_nodes, settings_file, monkeypatch, caplog):
+    @ray.remote(max_retries=0)
+    def die(expected):
+        os._exit(1)
+
+    monkeypatch.setattr(shared_places, "_unseen_on", lambda node_id, expected: die.remote(expected))
+    check_seen_by_all_nodes(settings_file, [])
+    assert "a node did not say" in caplog.text
+
+
+def test_a_cluster_without_nodes_is_warned_that_those_to_come_must_see_the_places(settings_file, monkeypatch, caplog):
+    monkeypatch.setattr(shared_places, "other_nodes", list)
+    monkeypatch.setattr(ray, "cluster_resources", dict)
+    check_seen_by_all_nodes(settings_file, [])
+    assert f"those that start later must see {settings_file}" in caplog.text
