@@ -17,7 +17,7 @@ from cleanscale.config import load
 ROOT = Path(__file__).parents[1]
 LAUNCHED = ["ray_cluster.yaml", "clusters/on_premise.yaml"]
 KUBERAY = ["clusters/kuberay/raycluster.yaml", "clusters/kuberay/rayjob.yaml"]
-# What a job uploads to every node; the package and its settings have some 0.5 MB.
+# What a job uploads to every node; the package and its settings have some 0.7 MB.
 UPLOAD_BYTES = 2_000_000
 
 

@@ -298,3 +298,17 @@ def test_jobs_beside_each_other_and_a_stop_change_no_result(jobs, features_run, 
         assert by_row(jobs.folder / name / "relevance").equals(by_row(features_run.folder / "relevance"))
         numbers = [json.loads((f / "metrics.json").read_text()) for f in (jobs.folder / name, features_run.folder)]
         assert numbers[0]["detection"] == numbers[1]["detection"]
+
+
+@pytest.mark.parametrize(("mode", "token"), [("token", "0" * 64), ("disabled", "")])
+def test_a_driver_without_the_token_is_told_so(cluster, jobs, mode, token):
+    """A run started by hand on a machine that joins the cluster."""
+    environment = cluster.environment | {"RAY_AUTH_MODE": mode, "RAY_AUTH_TOKEN": token, "PYTHONPATH": str(ROOT)}
+    address = (cluster.folder / "ray/ray_current_cluster").read_text().strip()
+    command = [sys.executable, "-m", "cleanscale.train", "--config", "job.toml", "--engine.address", address]
+    command += ["--run.uri", str(jobs.folder / "refused")]
+    done = subprocess.run(
+        command, cwd=cluster.project, env=environment, capture_output=True, text=True, timeout=LONGEST_S
+    )
+    assert done.returncode == 2, done.stderr
+    assert "RAY_AUTH_MODE" in done.stderr

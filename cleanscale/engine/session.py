@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import ray
 import ray.data
+import ray.exceptions
 
 from cleanscale.engine.settings import EngineSettings
 from cleanscale.errors import ConfigError
@@ -91,6 +92,11 @@ def start(settings: EngineSettings, address: str | None) -> None:
     try:
         knock(address)
         ray.init(address=address, **quiet)
+    except ray.exceptions.AuthenticationError as error:
+        raise ConfigError(
+            f"the Ray cluster at {address!r} did not take this process's token; expected the mode and the token "
+            "of the cluster; set its RAY_AUTH_MODE, and give its token in ~/.ray/auth_token or RAY_AUTH_TOKEN"
+        ) from error
     except OSError as error:  # ConnectionError and what a socket raises
         raise ConfigError(
             f"no Ray cluster answers at {address!r} ({error}); expected a running head; "

@@ -30,16 +30,28 @@ def check_seen_by_all_nodes(written: str, read: Sequence[str]) -> None:
     if not expected:
         return
     address = {_unseen_on(node["NodeID"], expected): node["NodeManagerAddress"] for node in other_nodes()}
+    if not address and not ray.cluster_resources().get("CPU"):
+        log.warning("no node that takes tasks is there yet; those that start later must see %s", ", ".join(expected))
+        return
     answered, late = ray.wait(list(address), num_returns=len(address), timeout=PATIENCE_S) if address else ([], [])
-    if late:
-        log.warning("%d of %d nodes did not say whether they see %s", len(late), len(address), ", ".join(expected))
-    blind = [(address[task], missing) for task in answered if (missing := fetch(task))]
+    blind = [(address[task], missing) for task in answered if (missing := answer(task))]
     if blind:
         raise ConfigError(
             f"{len(blind)} of {len(address) + 1} nodes do not see local places of this run ({blind[0][0]}: "
             f"{', '.join(blind[0][1])}); expected places that all nodes read and write; use s3://... or a disk that is "
             "mounted at the same path everywhere"
         )
+    if late:
+        log.warning("%d of %d nodes did not say whether they see %s", len(late), len(address), ", ".join(expected))
+
+
+def answer(task: Any) -> list[str]:
+    """What a node does not see; a node that is lost meanwhile has nothing to say."""
+    try:
+        return fetch(task)
+    except ray.exceptions.RayError as error:
+        log.warning("a node did not say which places it sees (%s)", str(error).splitlines()[0])
+        return []
 
 
 def other_nodes() -> list[dict[str, Any]]:

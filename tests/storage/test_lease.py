@@ -116,3 +116,9 @@ def test_a_store_that_is_away_for_a_moment_ends_no_run(folder, monkeypatch):
             time.sleep(0.3)
         time.sleep(0.3)
         assert read_json(uris.join(folder, LEASE))["renewed"] > 0
+
+
+def test_a_run_folder_in_a_jobs_copy_of_its_working_directory_is_refused():
+    folder = "/somewhere/session_1/runtime_resources/working_dir_files/_ray_pkg_0123456789abcdef/runs/food"
+    with pytest.raises(ConfigError, match=r"expected a place that stays; give --run\.uri s3://"), held(folder):
+        pass
