@@ -33,13 +33,19 @@ def client(s3_environment):
 
 
 @pytest.fixture(scope="module")
-def data_on_s3(glyphs_run, client) -> dict[str, str]:
+def images_on_s3(glyphs_run, client) -> dict[str, str]:
     """The images that `glyphs_run` drew, on the server; the data settings that find them."""
     drawn = glyphs_run.folder / "glyphs"
     for file in sorted(drawn.rglob("*.parquet")):
         client.upload_file(str(file), BUCKET, f"glyphs/{file.relative_to(drawn).as_posix()}")
     found = glyphs.places(f"s3://{BUCKET}/glyphs", glyphs_run.settings.glyphs)
     return {name: place for name, place in found.items() if place is not None}
+
+
+@pytest.fixture(scope="module")
+def features_on_s3(feature_data, client) -> dict[str, str]:
+    client.upload_file(str(feature_data / "train.parquet"), BUCKET, "features/train.parquet")
+    return {"train": f"s3://{BUCKET}/features/train.parquet", "verified": "verified", "true_label": "true_label"}
 
 
 @pytest.fixture
@@ -49,12 +55,12 @@ def proxy(s3_environment) -> Iterator[Proxy]:
 
 
 @pytest.fixture
-def train(small_values, data_on_s3, tmp_path) -> Callable[..., subprocess.CompletedProcess]:
-    """train(URI of the run folder, environment): the main job in a process of its own."""
+def train(small_values, tmp_path) -> Callable[..., subprocess.CompletedProcess]:
+    """train(URI of the run folder, data settings, environment): the main job in a process of its own."""
 
-    def run(uri: str, environment: dict[str, str]) -> subprocess.CompletedProcess:
+    def run(uri: str, data: dict[str, str], environment: dict[str, str]) -> subprocess.CompletedProcess:
         config = tmp_path / "run.toml"
-        config.write_text(tomli_w.dumps(small_values(uri, {"data": data_on_s3})))
+        config.write_text(tomli_w.dumps(small_values(uri, {"data": data})))
         command = [sys.executable, "-m", "cleanscale.train", "--config", str(config)]
         others = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
         tracking = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
@@ -72,12 +78,12 @@ def table_of(client, prefix: str) -> pa.Table:
 
 
 def test_a_run_on_s3_that_goes_wrong_all_the_time_ends_like_an_undisturbed_one(
-    glyphs_run, by_row, train, proxy, client, s3_environment
+    glyphs_run, by_row, train, proxy, client, s3_environment, images_on_s3
 ):
     """Data, run folder and checkpoints on S3, keys in the environment."""
     proxy.faults = FAULTS
     environment = s3_environment | {"AWS_ENDPOINT_URL": proxy.url, "CLEANSCALE_S3_PATIENCE_S": "60"}
-    done = train(f"s3://{BUCKET}/runs/faults", environment)
+    done = train(f"s3://{BUCKET}/runs/faults", images_on_s3, environment)
     assert done.returncode == 0, done.stderr[-4000:]
     assert table_of(client, "runs/faults/relevance/").equals(by_row(glyphs_run.folder / "relevance"))
     assert set(proxy.counts()) >= {"slow_down", "internal_error", "reset_upload", "reset_download"}
@@ -86,8 +92,8 @@ def test_a_run_on_s3_that_goes_wrong_all_the_time_ends_like_an_undisturbed_one(
     assert "Uploads" not in client.list_multipart_uploads(Bucket=BUCKET)
 
 
-def test_keys_in_a_profile_that_expire_during_a_run_are_taken_up_anew(train, proxy, client, tmp_path):
-    """A file with keys that something else renews; they expire when the classifier begins."""
+def test_keys_in_a_profile_that_expire_during_a_run_are_taken_up_anew(train, proxy, client, tmp_path, features_on_s3):
+    """A file with keys that something else renews; they expire when CleanNet begins."""
     keys = tmp_path / "credentials"
 
     def renew(key: str) -> None:
@@ -97,21 +103,21 @@ def test_keys_in_a_profile_that_expire_during_a_run_are_taken_up_anew(train, pro
         fresh.replace(keys)
 
     def expire(request) -> None:
-        if "/classifier/" in request.key and not proxy.expired_keys:
+        if "/cleannet/" in request.key and not proxy.expired_keys:
             renew("SECOND")
             proxy.expired_keys.add("FIRST")
 
     renew("FIRST")
     proxy.on_request = expire
     environment = {"AWS_ENDPOINT_URL": proxy.url, "AWS_PROFILE": "lab", "AWS_SHARED_CREDENTIALS_FILE": str(keys)}
-    done = train(f"s3://{BUCKET}/runs/profile", environment | {"AWS_DEFAULT_REGION": "us-east-1"})
+    done = train(f"s3://{BUCKET}/runs/profile", features_on_s3, environment | {"AWS_DEFAULT_REGION": "us-east-1"})
     assert done.returncode == 0, done.stderr[-4000:]
     assert proxy.counts()["expired"] >= 2  # the driver and other processes had the old ones
     assert table_of(client, "runs/profile/relevance/").num_rows > 0
 
 
 def test_a_bucket_that_is_not_there_ends_the_run_with_one_message(train, s3_environment):
-    done = train("s3://no-such-bucket/run", s3_environment)
+    done = train("s3://no-such-bucket/run", {"train": "s3://no-such-bucket/data"}, s3_environment)
     assert done.returncode == 2
     assert "bucket 'no-such-bucket', key 'run/settings.toml'" in done.stderr
     assert "create the bucket" in done.stderr

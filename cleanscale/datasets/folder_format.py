@@ -58,9 +58,8 @@ def read_folder(fragment: Fragment, columns: Sequence[str], rows: Rows | None) -
     position_N = positions_of(fragment, rows)
     if not len(position_N):
         return
-    filesystem, path = uris.arrow_filesystem(fragment.detail["listing"])
-    with uris.translate_errors(fragment.detail["listing"]), pq.ParquetFile(path, filesystem=filesystem) as file:
-        listing = file.read_row_group(fragment.detail["group"])
+    with uris.open_read(fragment.detail["listing"]) as handle:
+        listing = pq.ParquetFile(handle).read_row_group(fragment.detail["group"])
     for run_N in runs_of(position_N, READ_ROWS if "image" in columns else FOLDER_ROWS):
         part = listing.take(pa.array(run_N))
         paths = part.column("path").to_pylist()

@@ -124,14 +124,15 @@ def _readable(uri: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _opened(uri: str, group_bytes: int) -> Iterator[pq.ParquetFile]:
-    filesystem, path = uris.arrow_filesystem(uri)
     remote = not uris.is_local(uri)
     prefetch = remote and group_bytes <= _PREFETCH_BYTES
-    with uris.translate_errors(uri), _readable(uri):
-        file = pq.ParquetFile(
-            path, filesystem=filesystem, pre_buffer=prefetch, buffer_size=0 if prefetch or not remote else 8 << 20
-        )
-    with file:
+    buffer_bytes = 0 if prefetch or not remote else 8 << 20
+    with contextlib.ExitStack() as opened:
+        with uris.translate_errors(uri), _readable(uri):
+            # The file itself where it is elsewhere: pyarrow would ask what it is before it opens it.
+            filesystem, path = uris.arrow_filesystem(uri)
+            source = opened.enter_context(uris.open_read(uri)) if remote else filesystem.open_input_file(path)
+            file = opened.enter_context(pq.ParquetFile(source, pre_buffer=prefetch, buffer_size=buffer_bytes))
         yield file
 
 

@@ -34,6 +34,7 @@ PATIENCE_S = 90  # from the first failure of a request to the last attempt; PATI
 PATIENCE_VARIABLE = "CLEANSCALE_S3_PATIENCE_S"
 # Nothing has ever answered this process: more likely a wrong endpoint than a bad moment.
 FIRST_PATIENCE_S = 6
+WORKER_VARIABLE = "RAY_RAYLET_PID"  # Ray gives it to its workers
 ABORT_TIMEOUT_S = 10
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 8.0
 # An object of more than one part is written and read in parts of this size, so many at a time.
@@ -91,9 +92,7 @@ class S3Store(S3FileSystem):
                     return await self._completed(error, kwargs)  # the answer that was lost may have been a yes
                 now_s = time.monotonic()
                 first_failure_s = now_s if first_failure_s is None else first_failure_s
-                unreachable = isinstance(error, (EndpointConnectionError, ConnectTimeoutError))
-                never = unreachable and self.endpoint not in _answered
-                patience = min(patience_s(), FIRST_PATIENCE_S) if never else patience_s()
+                patience = min(patience_s(), FIRST_PATIENCE_S) if self._never_reached(error) else patience_s()
                 wait_s = random.uniform(0.5, 1.0) * min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**attempt)
                 if kind is None or now_s - first_failure_s + wait_s > patience:
                     remember(error, method, kwargs, attempt, now_s - first_failure_s)
@@ -130,6 +129,11 @@ class S3Store(S3FileSystem):
             except Exception as reason:
                 code, status = code_of(reason)
         return passing(error, code, status)
+
+    def _never_reached(self, error: BaseException) -> bool:
+        """Whether the endpoint may not be there at all. The driver has reached it before Ray starts a worker."""
+        unreachable = isinstance(error, (EndpointConnectionError, ConnectTimeoutError))
+        return unreachable and self.endpoint not in _answered and WORKER_VARIABLE not in os.environ
 
     async def _renewed(self, client: Any) -> bool:
         """Take up credentials from where they come from once more; False where they cannot have changed."""
