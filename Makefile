@@ -15,7 +15,7 @@ RECENT  := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 # uv gives up on a silent connection after this many seconds; some wheels are large.
 export UV_HTTP_TIMEOUT ?= 300
 
-.PHONY: help setup demo test check format constraints clean clean-env
+.PHONY: help setup demo test check docs format constraints clean clean-env
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -36,6 +36,9 @@ check: $(STAMP)  ## lint, format, types and import rules
 format: $(STAMP)  ## put the code into the house's format
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
+
+docs: $(STAMP)  ## write docs/settings.md from the settings
+	$(PY) docs/settings_table.py > docs/settings.md
 
 setup: $(STAMP)  ## only make the environment
 

@@ -20,7 +20,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from cleanscale.datasets.glyphs import GlyphsSettings
+from cleanscale.datasets.glyphs import EMBEDDED, GlyphsSettings
 from cleanscale.datasets.settings import DataSettings
 from cleanscale.detectors.settings import EvidenceSettings
 from cleanscale.engine.settings import EngineSettings
@@ -102,11 +102,27 @@ class Settings(BaseSettings):
 
     @property
     def run_uri(self) -> str:
-        """The run folder: as given, or runs/<name of the data>."""
+        """The run folder: as given, or runs/<name of the data>; a local one as an absolute path."""
         if self.run.uri is not None:
-            return self.run.uri
+            return uris.absolute(self.run.uri)
         name = re.sub(r"[^A-Za-z0-9._-]+", "_", Path((self.data.train or "run").rstrip("/")).stem.strip("*"))
-        return f"runs/{name or 'run'}"
+        return uris.absolute(f"runs/{name or 'run'}")
+
+    def with_absolute_places(self) -> Settings:
+        """The same with every local path absolute: workers of a run have working directories of their own."""
+        names = ("train", "test", "verification", "clean")
+        given = {name: getattr(self.data, name) for name in names}
+        data = {n: uris.absolute(uri) for n, uri in given.items() if uri is not None and uri != EMBEDDED}
+        run = {"uri": self.run_uri} if self.run.uri is not None else {}
+        keep = self.backbone.weights in ("", "pretrained")
+        backbone = {} if keep else {"weights": uris.absolute(self.backbone.weights)}
+        return self.model_copy(
+            update={
+                "run": self.run.model_copy(update=run),
+                "data": self.data.model_copy(update=data),
+                "backbone": self.backbone.model_copy(update=backbone),
+            }
+        )
 
 
 def load(arguments: Sequence[str]) -> Settings:
@@ -134,7 +150,7 @@ def validate(values: dict[str, Any]) -> Settings:
         raise ConfigError(
             "no data is named; expected --data.train or train under [data]; 'glyphs' is the embedded data set"
         )
-    return settings
+    return settings.with_absolute_places()
 
 
 def embedded_defaults() -> dict[str, Any]:

@@ -7,13 +7,16 @@ relevance of every image to its label, which gives the weights of the next round
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 
 from cleanscale.config import Settings, resolved_toml, versions
+from cleanscale.datasets.glyphs import EMBEDDED
 from cleanscale.engine.session import session
+from cleanscale.engine.shared_places import check_seen_by_all_nodes
 from cleanscale.reporting.progress import Progress
 from cleanscale.reporting.terminal import Summary
 from cleanscale.stages import (
@@ -37,6 +40,7 @@ from cleanscale.stages.place import Place, Report
 from cleanscale.stages.predictions import Predictions
 from cleanscale.storage import uris
 
+REPORTED_OF_ALL = ("difference", "seconds", "images_per_second", "peak_memory_bytes")
 log = logging.getLogger(__name__)
 
 Made = tuple[str, str]  # (folder, fingerprint) of a stage
@@ -74,36 +78,53 @@ class Round:
         return uris.join(self.relevance[0], relevance.WEIGHTS), self.relevance[1]
 
 
-def run(settings: Settings, *, progress: Progress | None = None, report: Report = lambda *_: None) -> Summary:
+def run(
+    settings: Settings,
+    *,
+    progress: Progress | None = None,
+    report: Report = lambda *_: None,
+    on_inputs: Callable[[Inputs], None] = lambda _: None,
+) -> Summary:
     """The whole job; complete stages of an earlier, interrupted run are not done again.
 
-    report(stage, numbers, step) hears of metrics as they come. Returns what the terminal shows at the end.
+    report(stage, numbers, step) hears of metrics as they come, those of round 0 as stage `round_0/...`; on_inputs of
+    what is read, once. Returns what the terminal shows at the end.
     Raises: ConfigError, DataError and StageError for what a user can mend.
     """
     place = Place(settings.run_uri, settings.run.seed, settings.engine, progress or Progress(), report)
     write_settings(settings, place)
     uris.abort_uploads(place.uri)  # of a run that was killed
     with session(settings.engine), place.memory:
+        check_seen_by_all_nodes(place.path("settings.toml"), local_inputs(settings))
         inputs = read_inputs(settings, place)
         write_settings(settings, place, inputs.train.label_map().names)
+        on_inputs(inputs)
         classifiers: dict[str, Trained] = {}
         last: Round | None = None
         for number in range(settings.run.rounds):
-            last = one_round(settings, place, inputs, number, last)
+            last = one_round(settings, place.of_round(number), inputs, number, last)
             classifiers[f"round_{number}"] = last.classifier
-            round_ended(settings, place, inputs, classifiers, last, final=False)
+            round_ended(settings, place, inputs, classifiers, last, number, final=False)
         assert last is not None
-        final = train_classifier(settings, place, inputs, settings.run.rounds, last)
-        classifiers[f"round_{settings.run.rounds}"] = final
+        number = settings.run.rounds
+        final = train_classifier(settings, place.of_round(number), inputs, number, last)
+        classifiers[f"round_{number}"] = final
         if inputs.clean is not None:
-            classifiers["fine_tuned_on_clean"] = fine_tune_on_clean(settings, place, inputs, final)
-        return round_ended(settings, place, inputs, classifiers, last, final=True)
+            classifiers["fine_tuned_on_clean"] = fine_tune_on_clean(settings, place.of_round(number), inputs, final)
+        return round_ended(settings, place, inputs, classifiers, last, number, final=True)
+
+
+def local_inputs(settings: Settings) -> list[str]:
+    """What the run reads besides its run folder; the embedded data set is drawn into that."""
+    data, weights = settings.data, settings.backbone.weights
+    named = [data.train, data.test, data.clean, data.verification, weights]
+    return [uri for uri in named if uri not in (None, "", "pretrained", EMBEDDED)]
 
 
 def read_inputs(settings: Settings, place: Place) -> Inputs:
     """Ingest training, test and clean data; the embedded data set is drawn first."""
     data = settings.data
-    if data.train == glyphs.EMBEDDED:
+    if data.train == EMBEDDED:
         data = glyphs.run(place, place.path("glyphs"), settings.glyphs, data)
     assert data.train is not None
     train = ingest.run(place, place.path("ingest", "train"), data.train, data)
@@ -310,13 +331,20 @@ def predict_test(
 
 
 def round_ended(
-    settings: Settings, place: Place, inputs: Inputs, classifiers: dict[str, Trained], last: Round, *, final: bool
+    settings: Settings,
+    place: Place,
+    inputs: Inputs,
+    classifiers: dict[str, Trained],
+    last: Round,
+    number: int,
+    *,
+    final: bool,
 ) -> Summary:
     """Measure what there is so far and put the product where it is looked for; the last time with figures."""
     from cleanscale.stages import outcome  # what it needs to measure and draw stays out of memory while workers train
 
     predicted = predict_test(settings, place, inputs, classifiers)
-    return outcome.run(
+    summary = outcome.run(
         place,
         inputs.train,
         last.features,
@@ -326,8 +354,20 @@ def round_ended(
         detector=settings.detector.name,
         class_index=uris.join(last.relevance[0].rsplit("/", 1)[0], "class_index"),
         versions=versions(),
+        newest_round=number,
         draw=final and settings.evaluate.figures,
     )
+    report_round(place, summary.metrics, number, judged=not final)
+    return summary
+
+
+def report_round(place: Place, metrics: Mapping[str, Any], number: int, *, judged: bool) -> None:
+    """What was measured, to the run itself at the step of the round, and to the round what is its own."""
+    measured = {k: metrics[k] for k in ("detection", "calibration", "classification") if k in metrics}
+    accuracy = measured.get("classification", {}).get(f"round_{number}")
+    own = {k: v for k, v in measured.items() if k != "classification"} if judged else {}
+    place.report(f"round_{number}", own | ({"classification": accuracy} if accuracy else {}), number)
+    place.report("round", measured | {k: metrics[k] for k in REPORTED_OF_ALL}, number + 1)
 
 
 def write_settings(settings: Settings, place: Place, class_names: tuple[str, ...] | None = None) -> None:

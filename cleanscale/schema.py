@@ -36,15 +36,6 @@ RELEVANCE = pa.schema(
     ]
 )
 
-REFERENCES = pa.schema(
-    [
-        ("label", pa.int32()),
-        ("count", pa.int32()),
-        ("vectors", pa.large_list(pa.float16())),
-        ("members", pa.list_(pa.int64())),
-    ]
-)
-
 
 def features_schema(width: int) -> pa.Schema:
     """Features of one class shard: `feature` is fixed_size_list<float16>[width]."""

@@ -17,6 +17,7 @@ from cleanscale.config import Settings, load, resolved_toml
 from cleanscale.errors import CleanscaleError
 from cleanscale.reporting.progress import Progress
 from cleanscale.storage import uris
+from cleanscale.storage.lease import held
 
 log = logging.getLogger("cleanscale")
 
@@ -40,21 +41,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def train(settings: Settings, progress: Progress) -> None:
-    """The job with tracking around it and the summary at its end."""
+    """The job, alone in its run folder, with tracking around it and the summary at its end."""
+    # First of all: a run folder that cannot be written, or that another run writes, is found out in a second.
+    with held(settings.run_uri):
+        uris.write_bytes(uris.join(settings.run_uri, "settings.toml"), resolved_toml(settings))
+        run_tracked(settings, progress)
+
+
+def run_tracked(settings: Settings, progress: Progress) -> None:
     from cleanscale.pipeline import run  # here because it imports Ray, which --help need not wait for
     from cleanscale.reporting.terminal import print_summary, report_console
     from cleanscale.tracking import tracked
+    from cleanscale.tracking.contents import log_files, log_inputs
 
-    # Written first of all: a run folder that cannot be written is found out in seconds, before anything starts.
-    uris.write_bytes(uris.join(settings.run_uri, "settings.toml"), resolved_toml(settings))
     with tracked(settings.tracking, settings.run_uri) as tracker:
         tracker.parameters(settings.model_dump(mode="json"))
-        summary = run(settings, progress=progress, report=tracker.report)
-        for name in ("settings.toml", "metrics.json", "rejected.parquet"):
-            tracker.artifact(name, uris.read_bytes(uris.join(settings.run_uri, name)))
-        figures = uris.join(settings.run_uri, "figures")
-        for figure in uris.list_files(figures, (".png",), missing_is_error=False):
-            tracker.artifact(f"figures/{figure.path}", uris.read_bytes(figure.uri))
+        summary = run(
+            settings,
+            progress=progress,
+            report=tracker.report,
+            on_inputs=lambda inputs: log_inputs(tracker, inputs.train, inputs.test, inputs.clean),
+        )
+        log_files(tracker, settings.run_uri, settings.tracking.table_bytes)
     print_summary(report_console(), summary)
 
 

@@ -1,4 +1,5 @@
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -44,7 +45,7 @@ def test_the_settings_that_scripts_rely_on_are_there():
 def test_no_argument_means_the_embedded_data_set():
     settings = load([])
     assert settings.data.train == "glyphs"
-    assert settings.run_uri == "runs/glyphs"
+    assert settings.run_uri == str(Path("runs/glyphs").absolute())
 
 
 def test_the_command_line_wins_over_the_file_and_the_file_over_defaults(toml):
@@ -52,7 +53,7 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_defaults(toml):
     settings = load(["--config", path, "--cleannet.steps", "9"])
     assert (settings.cleannet.steps, settings.cleannet.beta) == (9, 0.5)
     assert settings.cleannet.gamma == Settings().cleannet.gamma
-    assert settings.data.train == "here"
+    assert settings.data.train == str(Path("here").absolute())
 
 
 def test_values_may_follow_an_equals_sign_and_hold_one():
@@ -170,12 +171,25 @@ def test_written_settings_name_versions_and_classes():
 
 def test_the_run_folder_is_called_after_the_data():
     def folder(train: str) -> str:
-        return validate({"data": {"train": train}}).run_uri
+        return str(Path(validate({"data": {"train": train}}).run_uri).relative_to(Path.cwd()))
 
     assert folder("s3://bucket/food/") == "runs/food"
     assert folder("data/food.parquet") == "runs/food"
     assert folder("data/f o?d") == "runs/f_o_d"
     assert folder("data/*.parquet").startswith("runs/")
+
+
+def test_local_places_are_absolute_and_nothing_else_is():
+    """Workers have working directories of their own."""
+    data = {"train": "a/b", "test": "s3://bucket/test", "verification": "/c.csv", "clean": "memory://clean"}
+    settings = validate({"data": data, "run": {"uri": "runs/x"}, "backbone": {"weights": "w.safetensors"}})
+    here = Path.cwd()
+    assert settings.run.uri == str(here / "runs/x")
+    assert settings.data.model_dump(include=set(data)) == data | {"train": str(here / "a/b")}
+    assert settings.backbone.weights == str(here / "w.safetensors")
+    assert (
+        validate({"data": {"train": "glyphs"}, "backbone": {"weights": "pretrained"}}).backbone.weights == "pretrained"
+    )
 
 
 def test_merging_keeps_what_the_upper_layer_does_not_name():

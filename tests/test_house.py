@@ -167,10 +167,13 @@ def test_every_link_of_the_readme_leads_somewhere():
 
 
 def test_the_readmes_example_finds_the_wrong_labels():
-    if not hasattr(cleanscale, "find_wrong_labels"):
-        pytest.skip("find_wrong_labels is not there yet")
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
     names: dict = {}
     exec(compile(code, "README.md", "exec"), names)
     wrong_N = names["labels_N"] != names["true_N"]
     assert (names["found"]["mislabeled"].to_numpy() != wrong_N).mean() < 0.1
+
+
+def test_the_table_of_settings_is_that_of_the_code():
+    made = run_python((ROOT / "docs/settings_table.py").read_text(), ROOT)
+    assert made == (ROOT / "docs/settings.md").read_text(), "run `make docs`"

@@ -149,6 +149,24 @@ def test_errors_are_in_percent_and_areas_in_0_to_1(glyphs_run):
     assert 0 <= numbers["transfer"]["auroc"]["value"] <= 1
 
 
+def test_tables_say_it_class_by_class_and_row_by_row(glyphs_run, by_row):
+    table = by_row(glyphs_run.folder / "relevance")
+    classes = pq.read_table(glyphs_run.folder / "per_class.parquet")
+    names = tomllib.loads((glyphs_run.folder / "settings.toml").read_text())["classes"]["names"]
+    assert classes["name"].to_pylist() == names
+    assert sum(classes["images"].to_pylist()) == table.num_rows
+    assert sum(classes["called_wrong"].to_pylist()) == sum(table["mislabeled"].to_pylist())
+    assert sum(classes["verified"].to_pylist()) == 4 * 15
+    assert sum(classes["evaluated"].to_pylist()) == 260
+    pooled = numbers_of(glyphs_run.folder)["detection"]["transfer"]["error_pooled"]["value"]
+    errors = np.array(classes["error"].to_pylist()) * np.array(classes["evaluated"].to_pylist()) / 260
+    assert errors.sum() == pytest.approx(pooled)
+    surest = pq.read_table(glyphs_run.folder / "most_surely_wrong.parquet")
+    found = table.filter(pa.array(table["mislabeled"].to_numpy() & (table["verified"].to_numpy() == -1)))
+    assert sorted(surest["row"].to_pylist()) == sorted(found["row"].to_pylist())
+    assert surest["probability_correct"].to_pylist() == sorted(found["probability_correct"].to_pylist())
+
+
 def test_figures_are_pngs(glyphs_run):
     from PIL import Image
 
@@ -193,6 +211,8 @@ def test_a_second_call_does_nothing_again(features_run, copy_run, finish, small_
     one, other = numbers_of(features_run.folder), numbers_of(folder)
     for part in ("detection", "calibration", "classification", "difference", "rejected"):
         assert one[part] == other[part]
+    for stage in ("features", "cleannet", "evidence", "classifier"):  # what was complete keeps the time that it took
+        assert one["seconds"][stage] == other["seconds"][stage] > 0
 
 
 @pytest.mark.parametrize(

@@ -76,8 +76,11 @@ def assert_same_result(one: Path, other: Path, by_row) -> None:
 def test_a_run_that_is_killed_again_and_again_ends_like_an_undisturbed_one(
     glyphs_run, glyphs_toml, begun, stages_done, by_row
 ):
-    """Killed after a checkpoint of the classifier and while features are made, asked to stop after CleanNet."""
-    command = [sys.executable, "-m", "cleanscale.train", "--config", str(glyphs_toml), "--run.uri", str(begun)]
+    """Killed after a checkpoint of the classifier and while features are made, asked to stop after CleanNet.
+
+    The run folder is a relative path, as on the command line of the README: the workers have other directories.
+    """
+    command = [sys.executable, "-m", "cleanscale.train", "--config", str(glyphs_toml), "--run.uri", begun.name]
     command += ["--tracking.enabled", "false", "--features.rows_per_file", "64"]
     finished: dict[str, int] = {}
 
@@ -85,7 +88,9 @@ def test_a_run_that_is_killed_again_and_again_ends_like_an_undisturbed_one(
         """Run the command until the moment comes, or to its end; what was complete before is not done again."""
         nonlocal finished
         with (begun.parent / "log").open("w") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+            process = subprocess.Popen(
+                command, cwd=begun.parent, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
             try:
                 if moment is not None:
                     wait_for(moment, lambda: process.poll() is not None)

@@ -19,6 +19,7 @@ from cleanscale.errors import ConfigError
 from cleanscale.maths.keyed_random import Purpose, generator
 from cleanscale.schema import UNSEEN
 
+EMBEDDED = "glyphs"  # as --data.train
 ROWS_PER_FILE = 2048
 SURELY_HELD = 4000  # classes; matplotlib's fonts hold over 5,000, and counting them takes two seconds
 SPLITS = ("train", "test", "clean")  # the position is part of the keys: append, never reorder

@@ -12,7 +12,7 @@ import ray
 import ray.data
 import ray.exceptions
 
-from cleanscale.engine.session import cluster_cpus, cluster_gpus, prepare_data
+from cleanscale.engine.session import cluster_address, cluster_cpus, cluster_gpus, prepare_data
 from cleanscale.engine.settings import EngineSettings
 from cleanscale.engine.tasks import one_thread, users_error
 
@@ -55,10 +55,15 @@ def decode_cpus() -> float:
 
 
 def actor_count(settings: EngineSettings) -> int:
-    """How many feature actors a cluster carries: one per GPU, or one per 8 cores, whose threads they share."""
+    """How many feature actors a cluster carries: one per GPU, or one per 8 cores, whose threads they share.
+
+    A cluster that starts nodes as work asks for them is to have as many GPUs as training takes.
+    """
     if settings.feature_actors:
         return settings.feature_actors
-    return max(1, int(cluster_gpus())) if settings.use_gpu else max(1, int(cluster_cpus() // 8))
+    if not settings.use_gpu:
+        return max(1, int(cluster_cpus() // 8))
+    return max(1, int(cluster_gpus()), settings.num_workers if cluster_address(settings) else 0)
 
 
 def through_actors(

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import ray
 import ray.data
+import ray.exceptions
 
 from cleanscale.engine.settings import EngineSettings
 from cleanscale.errors import ConfigError
@@ -33,6 +34,11 @@ DEFAULT_ENVIRONMENT = {
     # Ray's core writes messages to the terminal that mean nothing to a user; its errors still arrive as exceptions.
     "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
+# The same for a cluster that is joined, whose own processes have the environment of its `ray start`.
+JOINED_ENVIRONMENT = {
+    # A cloud takes minutes to start a node, and longer when it has none to give.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1800",
+}
 
 
 @contextlib.contextmanager
@@ -45,10 +51,11 @@ def session(settings: EngineSettings) -> Iterator[None]:
         prepare_data()
         yield
         return
-    for name, value in DEFAULT_ENVIRONMENT.items():
+    address = cluster_address(settings)
+    for name, value in (DEFAULT_ENVIRONMENT | (JOINED_ENVIRONMENT if address else {})).items():
         os.environ.setdefault(name, value)
     with own_signals():
-        start(settings)
+        start(settings, address)
     try:
         prepare_data()
         yield
@@ -65,8 +72,7 @@ def own_signals() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def start(settings: EngineSettings) -> None:
-    address = settings.address or os.environ.get("RAY_ADDRESS")
+def start(settings: EngineSettings, address: str | None) -> None:
     # Ray's own messages of level INFO say nothing that a user of this tool can act on.
     quiet = {"logging_level": logging.WARNING, "log_to_driver": False, "configure_logging": True}
     if address is None:
@@ -86,6 +92,11 @@ def start(settings: EngineSettings) -> None:
     try:
         knock(address)
         ray.init(address=address, **quiet)
+    except ray.exceptions.AuthenticationError as error:
+        raise ConfigError(
+            f"the Ray cluster at {address!r} did not take this process's token; expected the mode and the token "
+            "of the cluster; set its RAY_AUTH_MODE, and give its token in ~/.ray/auth_token or RAY_AUTH_TOKEN"
+        ) from error
     except OSError as error:  # ConnectionError and what a socket raises
         raise ConfigError(
             f"no Ray cluster answers at {address!r} ({error}); expected a running head; "
@@ -113,8 +124,14 @@ def prepare_data() -> None:
     logging.getLogger("ray.data._internal.execution.streaming_executor_state").setLevel(logging.CRITICAL)
 
 
+def cluster_address(settings: EngineSettings) -> str | None:
+    """The cluster that a run joins, and that may grow while it runs; None: Ray starts here and has what is here."""
+    return settings.address or os.environ.get("RAY_ADDRESS")
+
+
 def cluster_cpus() -> float:
-    return ray.cluster_resources().get("CPU", 1.0)
+    """Cores at this moment; a cluster that starts nodes as work asks for them may have none yet: that counts as one."""
+    return ray.cluster_resources().get("CPU") or 1.0
 
 
 def cluster_gpus() -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -41,22 +42,21 @@ def map_shards(
     references = [ray.put(s) for s in shared]
     remaining = iter(range(len(items)))
     in_flight: dict[Any, int] = {}
-    limit = max(2, int(2 * cluster_cpus()))
 
     def submit() -> None:
-        position = next(remaining, None)
-        if position is not None:
+        # Asked again each time: tasks that wait are what makes a cluster start nodes, whose cores then take more.
+        limit = max(2, int(2 * cluster_cpus()))
+        for position in itertools.islice(remaining, max(0, limit - len(in_flight))):
             task = _run.options(num_cpus=num_cpus).remote(function, items[position], tuple(references))
             in_flight[task] = position
 
-    for _ in range(limit):
-        submit()
+    submit()
     while in_flight:
         done, _ = ray.wait(list(in_flight), num_returns=1)
         for task in done:
             position = in_flight.pop(task)
             yield position, fetch(task)
-            submit()
+        submit()
 
 
 def fetch(task: Any) -> Any:

@@ -20,7 +20,8 @@ import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from cleanscale.engine.session import cluster_cpus, cluster_gpus
+from cleanscale import errors
+from cleanscale.engine.session import cluster_address, cluster_cpus, cluster_gpus
 from cleanscale.engine.settings import EngineSettings
 from cleanscale.engine.tasks import users_error
 from cleanscale.errors import CleanscaleError, ConfigError
@@ -99,7 +100,7 @@ def train_on_workers(
     uris.remove_tree(failed)
     trainer = TorchTrainer(
         _train_loop,
-        train_loop_config={"loop": loop, "config": config, "uri": uri, "threads": threads_per_worker(settings)},
+        train_loop_config={"loop": loop, "config": config, "uri": uri, "threads": settings.threads_per_worker},
         scaling_config=scaling(settings),
         run_config=RunConfig(
             name="run",
@@ -117,39 +118,44 @@ def train_on_workers(
 
 
 def scaling(settings: EngineSettings) -> ScalingConfig:
-    """Raises: ConfigError when the cluster has fewer GPUs than workers."""
-    if settings.use_gpu and cluster_gpus() < settings.num_workers:
-        raise ConfigError(
-            f"--engine.num_workers is {settings.num_workers} with GPUs, but the cluster has {cluster_gpus():.0f}; "
-            "expected a GPU per worker; lower --engine.num_workers or leave out --engine.use_gpu"
+    """Raises: ConfigError when this machine has fewer GPUs than workers; a cluster that was joined may get more."""
+    if settings.use_gpu and (found := cluster_gpus()) < settings.num_workers:
+        if cluster_address(settings) is None:
+            raise ConfigError(
+                f"--engine.num_workers is {settings.num_workers} with GPUs, but the cluster has {found:.0f}; "
+                "expected a GPU per worker; lower --engine.num_workers or leave out --engine.use_gpu"
+            )
+        log.warning(
+            "the cluster has %.0f GPUs and --engine.num_workers is %d: waiting for it to start more; "
+            "a cluster that cannot needs a lower --engine.num_workers",
+            found,
+            settings.num_workers,
         )
     # Workers read and decode through Ray Data tasks, which need cores of their own: half of them.
     cpus = min(1.0, cluster_cpus() / (2 * settings.num_workers))
     return ScalingConfig(
-        num_workers=settings.num_workers, use_gpu=settings.use_gpu, resources_per_worker=resources(settings, cpus)
+        num_workers=settings.num_workers,
+        use_gpu=settings.use_gpu,
+        resources_per_worker={"CPU": cpus} | ({"GPU": 1.0} if settings.use_gpu else {}),
     )
 
 
-def resources(settings: EngineSettings, cpus: float) -> dict[str, float]:
-    return {"CPU": cpus} | ({"GPU": 1.0} if settings.use_gpu else {})
-
-
-def threads_per_worker(settings: EngineSettings) -> int:
-    """Torch threads of a worker: its share of the node's cores but one, which decodes, reads and drives.
+def threads_per_worker() -> int:
+    """Torch threads of this worker: its share of its node's cores but one, which decodes, reads and drives.
 
     On two cores that is one thread: for small networks it was 2.5 times as fast as two that wait for each other.
     """
-    nodes = max(1, sum(1 for n in ray.nodes() if n["Alive"]))
-    cores, workers = int(cluster_cpus() / nodes), max(1, settings.num_workers // nodes)
-    return settings.threads_per_worker or max(1, (cores - 1) // workers)
+    here = ray.get_runtime_context().get_node_id()
+    cores = next(int(node["Resources"].get("CPU", 1)) for node in ray.nodes() if node["NodeID"] == here)
+    return max(1, (cores - 1) // ray.train.get_context().get_local_world_size())
 
 
 def _train_loop(settings: dict[str, Any]) -> None:
-    torch.set_num_threads(settings["threads"])
+    torch.set_num_threads(settings["threads"] or threads_per_worker())
     failed = uris.join(settings["uri"], "failed.json")
     before = read_json(failed)
     if before is not None:  # a user's error is final: Ray would start the group again
-        raise getattr(__import__("cleanscale.errors", fromlist=["errors"]), before["kind"])(before["message"])
+        raise getattr(errors, before["kind"])(before["message"])
     device = str(ray.train.torch.get_device())
     worker = Worker(settings["uri"], device, collectives())
     try:

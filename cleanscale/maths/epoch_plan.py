@@ -2,8 +2,8 @@
 
 Images are *positions* 0 .. N-1 among the accepted rows of the input. Neighbours lie together in storage, so an epoch
 shuffles contiguous *chunks* of positions, deals the shuffled sequence out in equal parts, and every worker shuffles
-inside *windows* of several chunks of its own part. All workers take the same number of steps of equal size: at the
-end of a part, images that it holds already are repeated with weight 0.
+inside *windows* of several chunks of its own part. All workers take the same number of steps of equal size, which may
+be more than a part fills: the caller fills up with images of weight 0.
 
 # N images, W workers, B images of one worker's batch
 """
@@ -11,25 +11,10 @@ end of a part, images that it holds already are repeated with weight 0.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 
 from cleanscale.maths.keyed_random import Purpose, generator, hash_rows
-
-
-class PlannedBatch(NamedTuple):
-    """One step of one worker."""
-
-    position_B: np.ndarray  # int64: which images
-    real_B: np.ndarray  # bool: False for repetitions that fill the last batch and must weigh nothing
-
-
-def accepted_rows(num_rows: int, rejected_row: np.ndarray) -> np.ndarray:
-    """int64 [N], ascending: the rows of the input that `position` counts, all but the rejected."""
-    accepted = np.ones(num_rows, bool)
-    accepted[rejected_row] = False
-    return np.flatnonzero(accepted)
 
 
 def steps_per_epoch(num_images: int, batch: int, world: int) -> int:
@@ -78,29 +63,6 @@ def epoch_windows(
     for first in range(0, len(chunks), window_chunks):
         window = [np.arange(start, stop) for start, stop in chunks[first : first + window_chunks]]
         yield shuffled(np.concatenate(window), seed, epoch)
-
-
-def epoch_batches(
-    num_images: int,
-    batch: int,
-    *,
-    seed: int,
-    epoch: int,
-    rank: int = 0,
-    world: int = 1,
-    chunk_images: int = 64,
-    window_chunks: int = 64,
-) -> Iterator[PlannedBatch]:
-    """The steps of one worker in one epoch, `steps_per_epoch` of them and each of exactly `batch` images."""
-    part_N = np.concatenate(
-        list(epoch_windows(num_images, chunk_images, window_chunks, seed, epoch, rank, world)) or [np.zeros(0, int)]
-    )
-    total = steps_per_epoch(num_images, batch, world) * batch
-    filler = part_N if len(part_N) else np.arange(num_images)  # fewer images than workers: borrow any
-    position = np.concatenate([part_N, np.resize(filler, total - len(part_N))])
-    real = np.arange(total) < len(part_N)
-    for start in range(0, total, batch):
-        yield PlannedBatch(position[start : start + batch], real[start : start + batch])
 
 
 def _longest_part(num_images: int, world: int) -> int:

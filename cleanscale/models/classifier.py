@@ -5,12 +5,10 @@
 
 from __future__ import annotations
 
-import json
-
 import torch
 from torch import nn
 
-from cleanscale.errors import DataError
+from cleanscale.models import weight_files
 from cleanscale.models.backbones import Backbone, BackboneSettings, build_backbone
 from cleanscale.models.heads import Head
 
@@ -61,26 +59,13 @@ def build_classifier(
 
 def classifier_to_bytes(model: Classifier, settings: BackboneSettings) -> bytes:
     """A safetensors file: all weights and statistics, and what is needed to build the model again."""
-    import safetensors.torch
-
-    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     config = {"backbone": settings.model_dump(mode="json"), "head": model.head.config}
-    return safetensors.torch.save(tensors, metadata={"cleanscale_classifier": json.dumps(config)})
+    return weight_files.to_bytes(model, "classifier", config)
 
 
 def classifier_from_bytes(content: bytes, *, source: str = "the file") -> tuple[Classifier, BackboneSettings]:
     """What `classifier_to_bytes` wrote. Raises DataError for anything else. No weights are downloaded."""
-    import safetensors.torch
-    from safetensors import SafetensorError
-
-    try:
-        config = json.loads(_metadata(content)["cleanscale_classifier"])
-        tensors = safetensors.torch.load(content)
-    except (SafetensorError, KeyError, ValueError, IndexError) as error:
-        raise DataError(
-            f"{source} holds no cleanscale classifier ({type(error).__name__}: {error}); expected a safetensors file "
-            "that a classifier stage wrote; a bare backbone is named with --backbone.weights"
-        ) from error
+    config, tensors = weight_files.from_bytes(content, "classifier", source=source)
     settings = BackboneSettings(**config["backbone"])
     backbone = build_backbone(settings.model_copy(update={"weights": ""}))
     shape = None if "projection.array_KD" not in tensors else tensors["projection.array_KD"].shape
@@ -88,11 +73,3 @@ def classifier_from_bytes(content: bytes, *, source: str = "the file") -> tuple[
     model = Classifier(backbone, Head(**config["head"]), projection)
     model.load_state_dict(tensors)
     return model, settings
-
-
-def _metadata(content: bytes) -> dict[str, str]:
-    """The text fields of a safetensors file, whose header is JSON behind its own length in 8 bytes."""
-    header_bytes = int.from_bytes(content[:8], "little")
-    if not 2 <= header_bytes <= len(content) - 8:
-        raise ValueError("no safetensors header")
-    return json.loads(content[8 : 8 + header_bytes])["__metadata__"]

@@ -5,15 +5,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import safetensors.torch
 import torch
 from torch import nn
 
-from cleanscale.errors import DataError
+from cleanscale.models import weight_files
 
 Transform = Literal["none", "log1p", "centre", "standardise"]
 
@@ -128,22 +126,14 @@ class CleanNet(nn.Module):
 
     def to_bytes(self) -> bytes:
         """Weights and configuration as one safetensors file."""
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        return safetensors.torch.save(state, metadata={"cleannet": json.dumps(self.config)})
+        return weight_files.to_bytes(self, "cleannet", self.config)
 
     @staticmethod
     def from_bytes(data: bytes) -> CleanNet:
         """The model that `to_bytes` wrote. Raises DataError for another file."""
-        try:
-            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-            config = json.loads(header["__metadata__"]["cleannet"])
-        except (ValueError, KeyError) as error:
-            raise DataError(
-                "found a file that is no saved CleanNet; expected safetensors with a 'cleannet' configuration; "
-                "run the cleannet stage again"
-            ) from error
+        config, tensors = weight_files.from_bytes(data, "cleannet")
         model = CleanNet(**config)
-        model.load_state_dict(safetensors.torch.load(data))
+        model.load_state_dict(tensors)
         return model
 
 

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from cleanscale.models import weight_files
+
 
 class Head(nn.Module):
     """features_ND -> logits_NC. `hidden_width` 0 is softmax regression.
@@ -89,3 +91,16 @@ class FrozenHead:
             logit_BC -= logit_BC.max(axis=1, keepdims=True)
             log_probability_NC[start : start + batch] = logit_BC - np.log(np.exp(logit_BC).sum(axis=1, keepdims=True))
         return log_probability_NC
+
+
+def head_to_bytes(head: Head) -> bytes:
+    """Weights and configuration as one safetensors file."""
+    return weight_files.to_bytes(head, "head", head.config)
+
+
+def head_from_bytes(content: bytes) -> Head:
+    """The head that `head_to_bytes` wrote, in evaluation mode. Raises DataError for another file."""
+    config, tensors = weight_files.from_bytes(content, "head")
+    head = Head(**config)
+    head.load_state_dict(tensors)
+    return head.eval()

@@ -37,7 +37,10 @@ def run(place: Place, folder: str, data: Ingested, size: int) -> Ingested:
     stage = open_stage(folder, "cache", {"data": {"cache_size": size}}, {"ingest": data.fingerprint})
     if not stage.complete:
         plan = data.plan()
-        with place.timed("cache", data.num_rows), place.progress.step("resized copies", data.num_rows) as step:
+        with (
+            place.timed("cache", data.num_rows, folder=folder),
+            place.progress.step("resized copies", data.num_rows) as step,
+        ):
             ranges = [(a, min(a + ROWS_PER_FILE, data.num_rows)) for a in range(0, data.num_rows, ROWS_PER_FILE)]
             there = {f.path for f in uris.list_files(folder)}
             missing = [r for r in ranges if f"images/{file_name(r)}" not in there]

@@ -49,7 +49,7 @@ def run(
     if stage.complete:
         return stage.complete
     ranges = features.class_ranges()
-    with place.timed("class_index"):
+    with place.timed("class_index", folder=folder):
         job = Job(features, references[0], cleannet[0], folder)
         for _ in map_shards(embed_range, ranges, job):
             pass

@@ -46,7 +46,6 @@ class Job:
     seed: int
     weights_uri: str | None
     start_uri: str | None
-    fine_tuning: bool
 
 
 def run(
@@ -91,17 +90,19 @@ def run(
         place.seed,
         weights[0] if weights else None,
         uris.join(start[0], MODEL) if start else None,
-        start is not None,
     )
     epochs = course_of_round(classifier, round_number).epochs
     total = epochs * data.num_accepted
-    with place.timed("classifier", total), place.progress.step(f"{name} (round {round_number})", total) as step:
+    with (
+        place.timed("classifier", total, folder=folder),
+        place.progress.step(f"{name} (round {round_number})", total) as step,
+    ):
         train_on_workers(
             train_loop,
             job,
             uri=folder,
             settings=place.engine,
-            on_progress=place.follow(step, f"round_{round_number}/{name}"),
+            on_progress=place.follow(step, name),
         )
     return stage.finish(notes={"epochs": epochs, "model": MODEL})
 

@@ -66,7 +66,7 @@ def run(
         return stage.complete
     fits = resolved.class_folds + 1
     total = fits * resolved.steps + (resolved.start_steps if resolved.fold_start == "unverified" else 0)
-    with place.timed(name), place.progress.step(name, total, "steps") as step:
+    with place.timed(name, folder=folder), place.progress.step(name, total, "steps") as step:
         train_on_workers(
             fit_loop,
             Job(features, references[0], verification, settings, place.seed),

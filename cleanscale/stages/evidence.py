@@ -28,7 +28,7 @@ from cleanscale.maths.evidence import (
     other_class_signals,
     own_log_probability,
 )
-from cleanscale.models.head_files import head_from_bytes, head_to_bytes
+from cleanscale.models.heads import head_from_bytes, head_to_bytes
 from cleanscale.stages import references as references_stage
 from cleanscale.stages.feature_shards import FeatureShards
 from cleanscale.stages.place import Place
@@ -76,7 +76,7 @@ def run(
     if stage.complete:
         return stage.complete
     job = Job(features, num_classes, heads, settings, weights[0] if weights else None, place.seed, folder)
-    with place.timed("evidence", features.num_images):
+    with place.timed("evidence", features.num_images, folder=folder):
         if not uris.exists(stage.path(head_name(settings.row_folds - 1))):
             with place.progress.step("out-of-fold heads", settings.row_folds * heads.epochs, "epochs") as step:
                 train_on_workers(

@@ -121,7 +121,10 @@ def shards_of(shards: list[Shard], label_M: np.ndarray, row_M: np.ndarray) -> np
 def gather_shard(
     shard: Shard, files: list[str], folder: str, width: int, projection: Projection | None
 ) -> dict[str, Any]:
-    """Write one shard from the files of the first pass, projected where there is a projection."""
+    """Write one shard from the files of the first pass, projected where there is a projection.
+
+    Files may overlap: a killed run's last writer can live on and write rows that the next run has cut otherwise.
+    """
     pieces = [piece for uri in files for piece in groups_of_shard(uri, shard.index)]
     if projection is not None:
         pieces, width = [projected(piece, projection) for piece in pieces], projection.width
@@ -134,6 +137,8 @@ def gather_shard(
             .cast(form)
             .sort_by([("label", "ascending"), ("row", "ascending")])
         )
+        row_M = table["row"].to_numpy()
+        table = table.filter(pa.array(np.diff(row_M, prepend=-1) != 0))
     else:
         table = form.empty_table()
     uri = uris.join(folder, f"{shard.name}.parquet")
@@ -158,8 +163,8 @@ def sample_features(files: RowFiles, rows: int, seed: int) -> np.ndarray:
     share = rows / max(1, files.data.num_accepted)
     limit = np.uint64(min(1.0, share) * float(np.iinfo(np.uint64).max))
     found = [sample_file(uri, seed, limit) for uri in files.files()]
-    row_M = np.concatenate([row for row, _ in found])
-    return np.concatenate([feature for _, feature in found])[np.argsort(row_M)]
+    _, first_M = np.unique(np.concatenate([row for row, _ in found]), return_index=True)
+    return np.concatenate([feature for _, feature in found])[first_M]
 
 
 def sample_file(uri: str, seed: int, limit: np.uint64) -> tuple[np.ndarray, np.ndarray]:
@@ -182,10 +187,10 @@ def rejected(files: RowFiles, block: int) -> pa.Table:
     """The images that could not be decoded, or features that cannot be used, with the reason."""
     columns = ["row", "ok"] + (["reason"] if files.data.kind == "features" else [])
     tables = [read_table(uri, columns) for uri in files.files()]
-    bad = pa.concat_tables([t.filter(pc.invert(t["ok"])) for t in tables]).sort_by("row")
-    row_M = bad["row"].to_numpy()
+    bad = pa.concat_tables([t.filter(pc.invert(t["ok"])) for t in tables])
+    row_M, first_M = np.unique(bad["row"].to_numpy(), return_index=True)
     if files.data.kind == "features":
-        reasons = bad["reason"].to_pylist()
+        reasons = bad["reason"].take(pa.array(first_M)).to_pylist()
     else:
         requests = requests_in_order(files.data.plan(), row_M, block)
         found = [r for q in requests for r in unreadable_reasons(q, files.data.settings)]

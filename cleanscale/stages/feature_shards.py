@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from cleanscale.engine.tasks import map_shards
 from cleanscale.storage import uris
 from cleanscale.storage.manifests import Manifest
 from cleanscale.storage.shards import Shard, deal
@@ -60,14 +59,6 @@ class FeatureShards:
         """By label and row: what trains on it must not depend on how classes were cut into shards."""
         return Features.concatenate([self.read(s) for s in shards], self.width).ordered()
 
-    def rows(self, row_M: np.ndarray, label_M: np.ndarray) -> Features:
-        """The features of these (few, verified) images, each from its shard; images without a feature are absent."""
-        wanted = [s for s in self.shards if s.contains(label_M, row_M).any()]
-        pieces: list[Features] = [Features.empty(self.width)] * len(wanted)
-        for position, piece in map_shards(pick_rows, wanted, self, np.sort(row_M)):
-            pieces[position] = piece
-        return Features.concatenate(pieces, self.width)
-
 
 @dataclass(frozen=True)
 class Features:
@@ -116,8 +107,3 @@ class Features:
 
     def __len__(self) -> int:
         return len(self.row_N)
-
-
-def pick_rows(shard: Shard, shards: FeatureShards, row_M: np.ndarray) -> Features:
-    features = shards.read(shard)
-    return features.take(np.isin(features.row_N, row_M))

@@ -75,7 +75,10 @@ def run(
     width = feature_width(data, classifier)
     shards = plan_shards(*data.class_counts(), max(1, settings.shard_bytes // (2 * width)))
     files = RowFiles(uris.join(folder, "rows"), data, shards)
-    with place.timed("features", data.num_accepted), place.progress.step(name, data.num_accepted) as step:
+    with (
+        place.timed("features", data.num_accepted, folder=folder),
+        place.progress.step(name, data.num_accepted) as step,
+    ):
         missing_N = np.setdiff1d(data.accepted_rows(), files.finished(), assume_unique=True)
         step.advance(data.num_accepted - len(missing_N))
         for done in first_pass(place, files, settings, augmentation, classifier[0] if classifier else None, missing_N):

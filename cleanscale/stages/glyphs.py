@@ -21,8 +21,6 @@ from cleanscale.storage import uris
 from cleanscale.storage.manifests import open_stage
 from cleanscale.storage.tables import write_table
 
-EMBEDDED = "glyphs"
-
 
 @dataclass(frozen=True)
 class Job:
@@ -37,7 +35,7 @@ def run(place: Place, folder: str, settings: GlyphsSettings, data: DataSettings)
     stage = open_stage(folder, "glyphs", {"glyphs": settings.model_dump(mode="json"), "run": {"seed": place.seed}}, {})
     if not stage.complete:
         total = sum(f.stop - f.start for f in files)
-        with place.timed("glyphs", total), place.progress.step("draw glyphs", total) as step:
+        with place.timed("glyphs", total, folder=folder), place.progress.step("draw glyphs", total) as step:
             job = Job(settings, place.seed, folder)
             there = {f.path for f in uris.list_files(folder)}
             missing = [f for f in files if f"{f.split}/{f.name}" not in there]

@@ -13,8 +13,7 @@ import torch
 from cleanscale.engine.train import Worker, train_on_workers
 from cleanscale.models.backbones import BackboneSettings
 from cleanscale.models.classifier import Classifier, FeatureProjection, build_classifier, classifier_to_bytes
-from cleanscale.models.head_files import head_from_bytes, head_to_bytes
-from cleanscale.models.heads import Head
+from cleanscale.models.heads import Head, head_from_bytes, head_to_bytes
 from cleanscale.stages import classifier as classifier_stage
 from cleanscale.stages.feature_shards import FeatureShards
 from cleanscale.stages.features import load_projection
@@ -46,7 +45,7 @@ def backbone_as_loaded(place: Place, folder: str, backbone: BackboneSettings) ->
     )
     if stage.complete:
         return stage.complete
-    with place.timed("backbone"):
+    with place.timed("backbone", folder=folder):
         model = build_classifier(backbone, 1, seed=place.seed)
         uris.write_bytes(stage.path(classifier_stage.MODEL), classifier_to_bytes(model, backbone))
     return stage.finish()
@@ -94,7 +93,7 @@ def run(
         place.seed,
     )
     images = features.num_images * settings.epochs
-    with place.timed("classifier", images), place.progress.step(f"{name} on features", images) as step:
+    with place.timed("classifier", images, folder=folder), place.progress.step(f"{name} on features", images) as step:
         train_on_workers(fit_loop, job, uri=folder, settings=place.engine, on_progress=place.follow(step, name))
     return stage.finish(notes={"epochs": settings.epochs})
 

@@ -120,7 +120,7 @@ def run(place: Place, folder: str, uri: str, data: DataSettings, like: Ingested 
     )
     if not stage.complete:
         plan = plan_fragments(uri, data, uris.join(folder, "listing"))  # a changed input cleared the listing away
-        with place.timed("ingest"), place.progress.step(f"ingest {uri}", None, "rows") as step:
+        with place.timed("ingest", folder=folder), place.progress.step(f"ingest {uri}", None, "rows") as step:
             make(stage.path, plan, data, like, verification, step)
         stage.finish(notes=json.loads(uris.read_bytes(stage.path("ingested.json"))))
     notes = json.loads(uris.read_bytes(stage.path("ingested.json")))

@@ -9,14 +9,14 @@ import numpy as np
 import pyarrow as pa
 
 from cleanscale.reporting.terminal import Summary
-from cleanscale.stages import evaluate
+from cleanscale.stages import evaluate, overview
 from cleanscale.stages.feature_shards import FeatureShards
 from cleanscale.stages.ingest import Ingested
 from cleanscale.stages.place import Place
 from cleanscale.stages.predictions import Predictions
 from cleanscale.stages.settings import EvaluateSettings
 from cleanscale.storage import uris
-from cleanscale.storage.manifests import write_json
+from cleanscale.storage.manifests import defined, write_json
 from cleanscale.storage.tables import read_table, write_table
 
 
@@ -31,24 +31,22 @@ def run(
     detector: str,
     class_index: str,
     versions: dict[str, str],
+    newest_round: int,
     draw: bool,
 ) -> Summary:
     """Measure, publish, and say what the terminal shows. predicted: of each classifier so far, on the test set."""
     judged = evaluate.judgements(relevance, features, data)
     numbers = evaluate.metrics(place, settings, judged, predicted, detector)
     publish_relevance(place, relevance, features)
+    overview.run(place, data, features, relevance, judged, detector)
     rejected = gather_rejected(place)
     if draw:
         from cleanscale.stages import figures
 
         with place.timed("figures"):
             figures.run(place, settings, data, features, relevance, class_index, judged, numbers, detector)
-    numbers |= measurements(place) | {"rejected": rejected, "versions": versions}
+    numbers = defined(numbers | measurements(place, newest_round) | {"rejected": rejected, "versions": versions})
     write_json(place.path("metrics.json"), numbers)
-    number = len([name for name in predicted if name.startswith("round_")])
-    place.report(
-        "round", {k: numbers[k] for k in ("detection", "calibration", "classification") if k in numbers}, number
-    )
     return Summary(
         title=place.uri.rstrip("/").rsplit("/", 1)[-1],
         found=evaluate.count_found(relevance, features),
@@ -59,6 +57,7 @@ def run(
         places={
             "relevance table": place.path("relevance"),
             "metrics": place.path("metrics.json"),
+            "classes": place.path(overview.PER_CLASS),
             "figures": place.path("figures"),
             "rejected rows": place.path("rejected.parquet"),
         },
@@ -66,12 +65,12 @@ def run(
     )
 
 
-def measurements(place: Place) -> dict[str, Any]:
-    """What this invocation took; stages that an earlier one completed are not in it."""
-    seconds = {name: round(s, 2) for name, s in place.seconds.items()}
-    rates = {n: round(k / place.seconds[n], 1) for n, k in place.images.items() if k and place.seconds[n] > 0}
+def measurements(place: Place, newest_round: int) -> dict[str, Any]:
+    """What the stages took, whichever invocation did them; total and memory are those of this one."""
+    seconds, images = place.took(newest_round)
+    rates = {n: round(k / seconds[n], 1) for n, k in images.items() if k and seconds[n] > 0}
     return {
-        "seconds": seconds | {"total": round(time.monotonic() - place.started, 2)},
+        "seconds": {n: round(s, 2) for n, s in seconds.items()} | {"total": round(time.monotonic() - place.started, 2)},
         "images_per_second": rates,
         "peak_memory_bytes": {"driver": place.memory.driver, "all_processes_pss": place.memory.total},
     }

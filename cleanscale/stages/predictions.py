@@ -51,7 +51,7 @@ def run(
     """
     stage = open_stage(folder, "predictions", {}, {"features": features.fingerprint, "classifier": classifier[1]})
     if not stage.complete:
-        with place.timed("predictions", features.num_images):
+        with place.timed("predictions", features.num_images, folder=folder):
             for _ in map_shards(predict_shard, features.shards, Job(features, classifier[0], projection, folder)):
                 pass
         stage.finish([{"file": f"{s.name}.parquet", "rows": s.rows} for s in features.shards])

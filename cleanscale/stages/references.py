@@ -42,7 +42,7 @@ def run(
     written: list[dict[str, Any]] = [{} for _ in ranges]
     there = {f.path for f in uris.list_files(folder)}
     missing = [k for k, shards in enumerate(ranges) if file_name(shards) not in there]
-    with place.timed("references", features.num_images):
+    with place.timed("references", features.num_images, folder=folder):
         with place.progress.step("references", len(ranges), "shards") as step:
             step.advance(len(ranges) - len(missing))
             job = Job(features, settings, per_class, place.seed, folder)

@@ -76,7 +76,7 @@ def run(
         return stage.complete
     job = Job(sources, verification, settings, treatment, place.seed, folder)
     images = sources.features.num_images
-    with place.timed("relevance", images), place.progress.step("relevance", images) as step:
+    with place.timed("relevance", images, folder=folder), place.progress.step("relevance", images) as step:
         evidence, verified_N = verified_evidence(job)
         fitted = fit_detectors(job, evidence, verified_N, class_folds)
         write_json(stage.path(DETECTORS_FILE), {name: f.to_dict() for name, f in fitted.items()})

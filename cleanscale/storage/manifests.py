@@ -9,9 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from cleanscale.storage import uris
 
@@ -131,6 +134,17 @@ def read_json(uri: str) -> Any:
         return None if content is None else json.loads(content)
     except ValueError:  # no JSON, or no text at all
         return None
+
+
+def defined(value: Any) -> Any:
+    """Numbers as JSON has them: NaN and infinity, which it has not, become null, which means "not defined"."""
+    if isinstance(value, Mapping):
+        return {name: defined(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [defined(inner) for inner in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_json(uri: str, document: Any) -> None:

@@ -69,6 +69,11 @@ def is_local(uri: str) -> bool:
     return "://" not in uri or uri.startswith(("file://", "local://"))
 
 
+def absolute(uri: str) -> str:
+    """A relative local path from the working directory of this process; anything else as it is."""
+    return uri if "://" in uri else str(Path(uri).expanduser().absolute())
+
+
 def exists(uri: str) -> bool:
     """Whether there is a file or folder at `uri`. An unreachable store is an error, not False."""
     filesystem, path = open_filesystem(uri)

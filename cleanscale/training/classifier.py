@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
@@ -62,13 +61,6 @@ class Batch(NamedTuple):
     image_B3SS: torch.Tensor  # uint8
     label_B: torch.Tensor  # int64
     weight_B: torch.Tensor  # float32
-
-
-class Predictions(NamedTuple):
-    """The K most probable classes of each image, best first."""
-
-    label_NK: np.ndarray  # int32
-    probability_NK: np.ndarray  # float32
 
 
 def course_of_round(settings: ClassifierSettings, round_number: int) -> Course:
@@ -223,31 +215,3 @@ def _average_statistics(model: nn.Module, collectives: Collectives) -> None:
     mean = collectives.sum(torch.cat([buffer.flatten().float() for buffer in running])) / collectives.world
     for buffer, value in zip(running, mean.split([buffer.numel() for buffer in running]), strict=True):
         buffer.copy_(value.view_as(buffer))
-
-
-@torch.inference_mode()
-def predict(
-    model: Classifier, image_batches: Iterable[torch.Tensor], *, top: int = 5, device: str | torch.device = "cpu"
-) -> Predictions:
-    """The `top` most probable classes of each image, in order; nothing of size images x classes outlives a batch."""
-    model.eval().to(device)
-    label, probability = [], []
-    for image_B3SS in image_batches:
-        probability_BC = model(image_B3SS.to(device, non_blocking=True)).softmax(1)
-        best = probability_BC.topk(min(top, model.num_classes), dim=1)
-        label.append(best.indices.int().cpu().numpy())
-        probability.append(best.values.cpu().numpy())
-    if not label:
-        width = min(top, model.num_classes)
-        return Predictions(np.zeros((0, width), np.int32), np.zeros((0, width), np.float32))
-    return Predictions(np.concatenate(label), np.concatenate(probability))
-
-
-@torch.inference_mode()
-def features(
-    model: Classifier, image_batches: Iterable[torch.Tensor], *, device: str | torch.device = "cpu"
-) -> Iterator[np.ndarray]:
-    """float16 [B, D] for each batch: the backbone's pooled features (paper, section 3.3: f_v is the classifier's)."""
-    backbone = model.backbone.eval().to(device)
-    for image_B3SS in image_batches:
-        yield backbone(image_B3SS.to(device, non_blocking=True)).half().cpu().numpy()

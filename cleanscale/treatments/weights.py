@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cleanscale.maths.sample_weights import soft_weight
 from cleanscale.schema import UNSEEN
 
 
@@ -30,7 +29,7 @@ def none(judged: Judged) -> np.ndarray:
 
 def soft(judged: Judged) -> np.ndarray:
     """Eq. 12: max(0, cosine)."""
-    return soft_weight(judged.relevance_N)
+    return np.maximum(judged.relevance_N, 0).astype(np.float32)
 
 
 def hard(judged: Judged) -> np.ndarray:

@@ -75,3 +75,10 @@ def test_a_pool_of_actors_leaves_files_of_the_length_that_was_asked_for(tmp_path
 def test_a_small_machine_has_one_actor_unless_more_are_asked_for():
     assert actor_count(EngineSettings()) == 1
     assert actor_count(EngineSettings(feature_actors=3)) == 3
+
+
+def test_a_cluster_that_grows_is_asked_for_as_many_gpus_as_training_takes():
+    joined = EngineSettings(use_gpu=True, num_workers=8, address="auto")
+    assert actor_count(joined) == 8
+    assert actor_count(joined.model_copy(update={"address": None})) == 1
+    assert actor_count(joined.model_copy(update={"feature_actors": 3})) == 3

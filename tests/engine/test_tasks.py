@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import ray
 
+from cleanscale.engine import tasks
 from cleanscale.engine.tasks import map_shards, users_error
 from cleanscale.errors import ConfigError, DataError
 
@@ -70,3 +71,14 @@ def test_the_users_error_is_found_at_the_root_of_others():
     assert str(users_error(outer)) == "the message"
     assert type(users_error(outer)) is ConfigError
     assert users_error(RuntimeError("nothing of ours")) is None
+
+
+def test_more_tasks_are_in_flight_when_the_cluster_has_grown(monkeypatch):
+    cores = iter([1.0] + [8.0] * 100)
+    waiting = []
+    monkeypatch.setattr(tasks, "cluster_cpus", lambda: next(cores))
+    ray_wait = ray.wait
+    monkeypatch.setattr(ray, "wait", lambda refs, **how: (waiting.append(len(refs)), ray_wait(refs, **how))[1])
+    assert len(list(map_shards(add, range(30), 0, np.zeros(1)))) == 30
+    assert waiting[0] == 2
+    assert max(waiting) == 16

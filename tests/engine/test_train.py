@@ -10,7 +10,7 @@ import ray
 import torch
 
 from cleanscale.engine.settings import EngineSettings
-from cleanscale.engine.train import train_on_workers
+from cleanscale.engine.train import scaling, train_on_workers
 from cleanscale.errors import ConfigError, StageError
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test module
@@ -68,3 +68,10 @@ def test_a_killed_worker_goes_on_from_the_last_checkpoint(tmp_path):
 def test_more_workers_than_gpus_is_the_users_error(tmp_path):
     with pytest.raises(ConfigError, match=r"--engine\.num_workers is 2 with GPUs, but the cluster has 0"):
         train_on_workers(meet, None, uri=str(tmp_path / "stage"), settings=EngineSettings(num_workers=2, use_gpu=True))
+
+
+def test_a_cluster_that_was_joined_may_still_get_its_gpus(caplog):
+    asked = scaling(EngineSettings(num_workers=2, use_gpu=True, address="auto"))
+    assert asked.num_workers == 2
+    assert asked.resources_per_worker["GPU"] == 1
+    assert "waiting for it to start more" in caplog.text

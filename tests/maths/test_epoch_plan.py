@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cleanscale.maths.epoch_plan import accepted_rows, epoch_batches, epoch_chunks, shuffled, steps_per_epoch
+from cleanscale.maths.epoch_plan import epoch_chunks, epoch_windows, shuffled, steps_per_epoch
 
 sizes = {
     "num_images": st.integers(1, 400),
@@ -27,23 +27,20 @@ def test_every_image_goes_to_exactly_one_worker(num_images, chunk_images, world,
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-@given(**sizes, batch=st.integers(1, 40), window=st.integers(1, 5))
+@given(**sizes, window=st.integers(1, 5))
 @settings(max_examples=60, deadline=None)
-def test_all_workers_take_the_same_full_steps_and_real_images_occur_once(
-    num_images, chunk_images, world, epoch, batch, window
-):
-    seen = []
-    for rank in range(world):
-        plan = epoch_batches(
-            num_images, batch, seed=1, epoch=epoch, rank=rank, world=world, chunk_images=chunk_images,
-            window_chunks=window,
-        )  # fmt: skip
-        steps = list(plan)
-        assert len(steps) == steps_per_epoch(num_images, batch, world)
-        assert all(len(step.position_B) == batch for step in steps)
-        assert all(np.isin(step.position_B, np.arange(num_images)).all() for step in steps)
-        seen += [step.position_B[step.real_B] for step in steps]
-    assert sorted(np.concatenate(seen)) == list(range(num_images))
+def test_windows_hold_every_image_once(num_images, chunk_images, world, epoch, window):
+    found = [w for r in range(world) for w in epoch_windows(num_images, chunk_images, window, 1, epoch, r, world)]
+    assert sorted(np.concatenate(found)) == list(range(num_images))
+    assert all(0 < len(w) <= window * chunk_images for w in found)
+
+
+@given(num_images=st.integers(1, 400), world=st.integers(1, 7), batch=st.integers(1, 40))
+@settings(max_examples=60, deadline=None)
+def test_the_common_number_of_steps_is_just_enough_for_the_longest_part(num_images, world, batch):
+    longest = max(len(positions(epoch_chunks(num_images, 16, 1, 0, rank, world))) for rank in range(world))
+    steps = steps_per_epoch(num_images, batch, world)
+    assert (steps - 1) * batch < longest <= steps * batch
 
 
 def test_chunks_are_cut_from_the_same_sequence_for_any_number_of_workers():
@@ -66,14 +63,11 @@ def test_a_window_is_shuffled_alike_whatever_order_it_arrives_in():
     assert not np.array_equal(again, shuffled(window, seed=2, epoch=5))
 
 
-def test_positions_skip_rejected_rows():
-    np.testing.assert_array_equal(accepted_rows(6, np.array([1, 4])), [0, 2, 3, 5])
-
-
 def test_class_sorted_input_is_mixed_in_every_batch():
     label_N = np.repeat(np.arange(20), 100)
-    for step in epoch_batches(2000, 100, seed=0, epoch=0, chunk_images=10, window_chunks=100):
-        assert len(np.unique(label_N[step.position_B])) >= 12
+    for window in epoch_windows(2000, chunk_images=10, window_chunks=100, seed=0, epoch=0, rank=0, world=1):
+        for position_B in np.split(window, 10):
+            assert len(np.unique(label_N[position_B])) >= 12
 
 
 def test_an_epoch_without_images_is_a_bug_of_the_caller():

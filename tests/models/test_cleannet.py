@@ -96,5 +96,5 @@ def test_saved_weights_carry_the_transform_and_the_configuration():
 
 @pytest.mark.parametrize("data", [b"", b"not a safetensors file", (2).to_bytes(8, "little") + b"{}"])
 def test_another_file_is_no_cleannet(data):
-    with pytest.raises(DataError, match="no saved CleanNet"):
+    with pytest.raises(DataError, match="no cleanscale cleannet"):
         CleanNet.from_bytes(data)

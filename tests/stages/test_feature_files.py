@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cleanscale.stages.feature_files import feature_reasons, shards_of
+from cleanscale.stages.feature_files import SHARDS_OF_GROUPS, feature_reasons, gather_shard, shards_of
 from cleanscale.stages.features import default_rows_per_file
-from cleanscale.storage.shards import plan_shards
+from cleanscale.storage.shards import Shard, plan_shards
+from cleanscale.storage.tables import read_table, write_table
 
 
 @settings(max_examples=60, deadline=None)
@@ -35,6 +36,22 @@ def test_a_feature_that_cannot_be_used_is_given_its_reason():
         "feature beyond float16",
         None,
     ]
+
+
+def test_rows_that_two_files_hold_are_taken_once(tmp_path):
+    shard = Shard(index=0, label_start=0, label_stop=3, part=0, parts=1, rows=4)
+    files = []
+    for name, rows in (("0.parquet", [0, 1, 2]), ("1.parquet", [1, 2, 3])):
+        columns = {"row": rows, "ok": [True] * 3, "label": [r // 2 for r in rows], "id": [str(r) for r in rows]}
+        feature = pa.FixedSizeListArray.from_arrays(pa.array(np.repeat(rows, 2), pa.float16()), 2)
+        table = pa.table(columns | {"feature": feature})
+        write_table(str(tmp_path / name), [table], metadata={SHARDS_OF_GROUPS: "0"})
+        files.append(str(tmp_path / name))
+    made = gather_shard(shard, files, str(tmp_path / "out"), 2, None)
+    assert made["rows"] == 4
+    found = read_table(str(tmp_path / "out" / made["file"]))
+    assert found["row"].to_pylist() == [0, 1, 2, 3]
+    assert found["feature"].to_pylist() == [[r, r] for r in range(4)]
 
 
 @pytest.mark.parametrize(("rows", "expected"), [(10, 1024), (60_000, 1024), (10**6, 15_872), (10**9, 16_384)])

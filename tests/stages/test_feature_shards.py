@@ -48,15 +48,6 @@ def test_workers_get_all_shards_once(tmp_path):
     assert sorted(s.index for hand in hands for s in hand) == list(range(len(shards.shards)))
 
 
-def test_the_features_of_some_images_are_found_wherever_they_are(tmp_path, ray_session):
-    shards = stored(tmp_path, target_rows=12)
-    every = shards.read_all(list(shards.shards))
-    wanted = np.isin(every.row_N, [3, 17, 59])
-    found = shards.rows(every.row_N[wanted], every.label_N[wanted])
-    assert sorted(found.row_N.tolist()) == [3, 17, 59]
-    assert len(shards.rows(np.array([1000]), np.array([4]))) == 0
-
-
 def test_nothing_is_an_empty_matrix_of_the_right_width():
     nothing = Features.concatenate([], WIDTH)
     assert (len(nothing), nothing.feature_ND.shape) == (0, (0, WIDTH))

@@ -1,8 +1,10 @@
+import contextlib
 import time
 
 from cleanscale.engine.settings import EngineSettings
 from cleanscale.reporting.progress import Progress
 from cleanscale.stages.place import Place
+from cleanscale.storage import uris
 
 
 def test_times_of_a_stage_add_up_over_rounds():
@@ -12,6 +14,43 @@ def test_times_of_a_stage_add_up_over_rounds():
             time.sleep(0.01)
     assert place.seconds["features"] >= 0.02
     assert place.images["features"] == 20
+
+
+def test_the_time_of_a_stage_is_kept_for_a_run_that_goes_on(tmp_path):
+    def place() -> Place:
+        return Place(str(tmp_path), 0, EngineSettings(), Progress())
+
+    first, second = place(), place()
+    with first.timed("classifier", 10, folder=first.round_path(0, "classifier")):
+        time.sleep(0.02)
+    with contextlib.suppress(KeyboardInterrupt), first.timed("features", 5, folder=first.round_path(0, "features")):
+        time.sleep(0.02)
+        raise KeyboardInterrupt
+    with first.timed("evaluate"):
+        pass
+    with second.timed("features", 5, folder=second.round_path(0, "features")):
+        time.sleep(0.02)
+    with second.timed("classifier", 10, folder=second.round_path(1, "classifier")):
+        time.sleep(0.02)
+    seconds, images = second.took(newest_round=1)
+    assert seconds["classifier"] >= 0.04  # that of round 0 was complete before
+    assert seconds["features"] >= 0.04  # both attempts
+    assert images == {"classifier": 20, "features": 5}
+    assert set(seconds) == {"classifier", "features"}
+    assert second.took(newest_round=0)[1]["classifier"] == 10  # a round that these settings do not have any more
+    uris.remove_tree(second.round_path(0, "classifier"))  # redone: its time went with it
+    assert place().took(newest_round=1)[1]["classifier"] == 10
+
+
+def test_what_is_reported_in_a_round_says_so():
+    heard = []
+    place = Place("run", 0, EngineSettings(), Progress(), lambda *said: heard.append(said))
+    inside = place.of_round(1)
+    inside.report("classifier", {"loss": 1.0}, 3)
+    assert heard == [("round_1/classifier", {"loss": 1.0}, 3)]
+    with inside.timed("features", 1):
+        pass
+    assert place.images == {"features": 1}
 
 
 def test_folders_of_a_run_are_those_of_the_contract():

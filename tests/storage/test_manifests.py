@@ -2,10 +2,11 @@ import json
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cleanscale.storage import uris
-from cleanscale.storage.manifests import differences, fingerprint, flatten, open_stage, read_json, write_json
+from cleanscale.storage.manifests import defined, differences, fingerprint, flatten, open_stage, read_json, write_json
 
 SETTINGS = {"cleannet": {"steps": 60, "beta": 0.1}}
 INPUTS = {"features": "f1", "references": "r1"}
@@ -114,6 +115,13 @@ def test_bytes_that_are_no_text_count_as_none(tmp_path):
 def test_documents_have_no_nan(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         write_json(str(tmp_path / "document.json"), {"value": float("nan")})
+
+
+def test_a_number_that_is_not_defined_becomes_null(tmp_path):
+    numbers = {"a": [float("nan"), 1.5, (np.float32(0.5), np.int64(3))], "b": {"c": float("inf"), "d": None, "e": "x"}}
+    write_json(str(tmp_path / "document.json"), defined(numbers))
+    read = {"a": [None, 1.5, [0.5, 3]], "b": {"c": None, "d": None, "e": "x"}}
+    assert read_json(str(tmp_path / "document.json")) == read
 
 
 def test_the_fingerprint_is_that_of_the_content_in_any_order(folder):

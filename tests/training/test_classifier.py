@@ -14,10 +14,8 @@ from cleanscale.training.classifier import (
     ClassifierSettings,
     Course,
     course_of_round,
-    features,
     fit_classifier,
     learning_rate_at,
-    predict,
     weighted_loss,
 )
 
@@ -153,10 +151,7 @@ def test_training_learns_and_reports():
     assert seen[-1]["loss"] < 0.5 * seen[0]["loss"]
     assert {"loss", "train_top1", "learning_rate", "images_per_second"} <= seen[0].keys()
     image, label, _ = pictures()
-    predicted = predict(model, [image[:10], image[10:]], top=2)
-    assert (predicted.label_NK[:, 0] == label.numpy()).mean() > 0.9
-    assert predicted.label_NK.shape == predicted.probability_NK.shape == (16, 2)
-    assert (predicted.probability_NK[:, 0] >= predicted.probability_NK[:, 1]).all()
+    assert (model.eval()(image).argmax(1) == label).float().mean() > 0.9
 
 
 def test_two_workers_with_half_the_batch_each_take_the_steps_of_one():
@@ -194,12 +189,3 @@ def test_training_leaves_torchs_random_state_alone():
     torch.manual_seed(1)
     fit_classifier(build_classifier(BACKBONE, 4), batches(), SETTINGS, steps_per_epoch=2, seed=0)
     assert torch.equal(torch.rand(2), expected)
-
-
-def test_features_are_half_precision_and_predictions_of_nothing_are_empty():
-    model = build_classifier(BACKBONE, 4)
-    image, _, _ = pictures()
-    (feature,) = features(model, [image])
-    assert feature.dtype == np.float16
-    assert feature.shape == (16, model.backbone.width)
-    assert predict(model, [], top=3).label_NK.shape == (0, 3)

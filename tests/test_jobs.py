@@ -1,0 +1,314 @@
+"""Jobs as users submit them: `ray job submit` to a real head without tasks, whose node starts when work asks for it.
+
+Slow: the head, the node and each job are processes of their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray.util
+import tomli_w
+
+from cleanscale.config import merge
+from cleanscale.engine.memory import descendants
+from cleanscale.storage import uris
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[1]
+RAY = Path(sys.executable).with_name("ray")
+LONGEST_S = 240
+OBJECT_STORE_BYTES = 100 * 2**20
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on; the others of a Ray are chosen by the system."""
+    with contextlib.ExitStack() as opened:
+        sockets = [opened.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+@dataclass
+class Cluster:
+    """A cluster and the environment of somebody who submits jobs to it."""
+
+    environment: dict[str, str]
+    project: Path  # what is submitted as the working directory
+    folder: Path  # Ray's own files
+    started: list[subprocess.Popen]
+
+    def ray(self, *arguments: str, timeout_s: float = LONGEST_S) -> subprocess.CompletedProcess:
+        command = [str(RAY), *arguments]
+        return subprocess.run(
+            command, cwd=self.project, env=self.environment, capture_output=True, text=True, timeout=timeout_s
+        )
+
+    def begin(self, *arguments: str) -> subprocess.Popen:
+        """A command that goes on in the background; what it says comes from its `communicate`."""
+        process = subprocess.Popen(
+            [str(RAY), *arguments],
+            cwd=self.project,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self.started.append(process)
+        return process
+
+    def submit(self, *arguments: str, name: str, wait: bool = True, uv: bool = False) -> subprocess.Popen:
+        """The command of the README, with a name by which the job is asked for afterwards."""
+        no_wait = [] if wait else ["--no-wait"]
+        python = ["uv", "run", "--active", "--no-sync", "python"] if uv else ["python"]
+        program = [*python, "-m", "cleanscale.train", *arguments]
+        return self.begin("job", "submit", "--submission-id", name, *no_wait, "--working-dir", ".", "--", *program)
+
+    def status(self, name: str) -> str:
+        return self.ray("job", "status", name).stdout
+
+
+def end(process: subprocess.Popen) -> None:
+    """SIGKILL for a process that this test started, and for all that came of it."""
+    own = [*descendants(process.pid), process.pid]
+    for pid in own:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait(30)
+
+
+def wait_until(happened: Callable[[], bool], what: str, every_s: float = 0.1) -> None:
+    deadline = time.monotonic() + LONGEST_S
+    while not happened():
+        assert time.monotonic() < deadline, f"in {LONGEST_S} s there was no {what}"
+        time.sleep(every_s)
+
+
+def cluster_file(address: str) -> dict[str, Any]:
+    """What `ray up` would write on the head."""
+    node = {"resources": {"CPU": 2, "object_store_memory": OBJECT_STORE_BYTES}, "node_config": {}}
+    return {
+        "cluster_name": "grows",
+        "provider": {"type": "fake_multinode", "gcs_address": address},
+        "max_workers": 1,
+        "idle_timeout_minutes": 10,
+        "upscaling_speed": 1.0,
+        "head_node_type": "ray.head.default",
+        "available_node_types": {
+            "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+            "node": node | {"min_workers": 0, "max_workers": 1},
+        },
+        "auth": {},
+        "docker": {},
+        "file_mounts": {},
+        "cluster_synced_files": [],
+        "file_mounts_sync_continuously": False,
+        "rsync_exclude": [],
+        "rsync_filter": [],
+        "initialization_commands": [],
+        "setup_commands": [],
+        "head_setup_commands": [],
+        "worker_setup_commands": [],
+        "head_start_ray_commands": [],
+        "worker_start_ray_commands": [],
+    }
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory, s3_environment) -> Iterator[Cluster]:
+    """`ray start` for a head that takes no tasks and starts a node of two cores when work asks for it, by token.
+
+    As the cluster files do it, with the provider that Ray has for its own tests: nodes are processes of this machine.
+    """
+    # Short: the path of a socket in it may have 107 characters.
+    folder = Path(tempfile.mkdtemp(prefix="cs-"))
+    (folder / "ray").mkdir()
+    project = tmp_path_factory.mktemp("project")
+    for name in ("cleanscale", "examples"):
+        shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
+    port, dashboard, client, agent = free_ports(4)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= s3_environment | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": "",  # a job runs what was submitted
+        "VIRTUAL_ENV": sys.prefix,  # what `uv run --active` takes
+        "RAY_TMPDIR": str(folder),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_JOB_STOP_WAIT_TIME_S": "30",
+        "RAY_worker_niceness": "0",
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "RAY_FAKE_CLUSTER": "1",
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+    }
+    made = Cluster(environment, project, folder, [])
+    address = f"{ray.util.get_node_ip_address()}:{port}"
+    growing = folder / "cluster.json"
+    growing.write_text(json.dumps(cluster_file(address)))
+    head = ["--block", f"--port={port}", f"--ray-client-server-port={client}", "--num-cpus=0", "--num-gpus=0"]
+    head += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
+    head += ["--min-worker-port=0", "--max-worker-port=0", "--object-store-memory", str(OBJECT_STORE_BYTES)]
+    head += [f"--temp-dir={folder}/ray", f"--autoscaling-config={growing}"]
+    try:
+        made.begin("start", "--head", *head)
+        wait_until(lambda: made.ray("job", "list").returncode == 0, "dashboard")
+        yield made
+    finally:
+        for process in reversed(made.started):
+            end(process)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@dataclass
+class Ended:
+    """A job that was waited for: exit status of `ray job submit`, everything it showed, and the job's status."""
+
+    returncode: int
+    said: str
+    status: str
+
+
+def collect(cluster: Cluster, submitted: subprocess.Popen, name: str) -> Ended:
+    said, _ = submitted.communicate(timeout=LONGEST_S)
+    return Ended(submitted.returncode, said, cluster.status(name))
+
+
+@dataclass
+class Told:
+    """What became of the jobs of `jobs`, and where their run folders are (one of them: a copy from S3)."""
+
+    folder: Path
+    ended: dict[str, Ended]
+    stopped: str  # status of the stopped job
+    complete_when_stopped: dict[str, int]
+    first_line_came_while_it_ran: bool
+
+
+@pytest.fixture(scope="module")
+def jobs(cluster, features_run, feature_values, small_values, stages_done, tmp_path_factory) -> Told:
+    """One job begins; others come while it runs; it is stopped and submitted again."""
+    folder = tmp_path_factory.mktemp("job_runs")
+    finished = "s3://runs-bucket/jobs/finished"
+    filesystem, path = uris.open_filesystem(finished)
+    filesystem.put(f"{features_run.folder}/", f"{path}/", recursive=True)
+    values = merge(small_values(folder, feature_values), {"tracking": {"enabled": False}})
+    (cluster.project / "job.toml").write_text(tomli_w.dumps(values))
+
+    def submit(name: str, run_uri: Path | str, *more: str, **how: bool) -> subprocess.Popen:
+        return cluster.submit("--config", "job.toml", "--run.uri", str(run_uri), *more, name=name, **how)
+
+    main = folder / "main"
+    assert submit("main", main, wait=False).wait(LONGEST_S) == 0
+    wait_until((main / "ingest/train/manifest.json").exists, "ingested data")
+    beside = {
+        "other_folder": submit("other_folder", finished),
+        "same_folder": submit("same_folder", main),
+        "mistake": submit("mistake", folder / "mistake", "--data.label", "quality"),
+        "relative": submit("relative", "runs/lost"),
+    }
+    ended = {name: collect(cluster, submitted, name) for name, submitted in beside.items()}
+    wait_until((main / "rounds/00/references/manifest.json").exists, "reference sets")
+    assert cluster.ray("job", "stop", "main").returncode == 0
+    stopped, complete = cluster.status("main"), stages_done(main)
+    again = submit("again", main, uv=True)
+    assert again.stdout is not None
+    first = next(line for line in again.stdout if "round 0" in line)
+    while_it_ran = again.poll() is None
+    said, _ = again.communicate(timeout=LONGEST_S)
+    ended["again"] = Ended(again.returncode, first + said, cluster.status("again"))
+    filesystem.get(f"{path}/", f"{folder}/finished/", recursive=True)
+    return Told(folder, ended, stopped, complete, while_it_ran)
+
+
+def test_a_job_that_is_done_has_succeeded_and_left_its_results(jobs):
+    done = jobs.ended["other_folder"]
+    assert done.returncode == 0, done.said
+    assert "succeeded" in done.status
+    assert "rounds" not in " ".join(line for line in done.said.splitlines() if "redone" in line)
+    assert (jobs.folder / "finished/metrics.json").exists()
+
+
+def test_the_node_was_started_because_work_asked_for_it(cluster, jobs):
+    said = (cluster.folder / "ray/session_latest/logs/monitor.log").read_text()
+    assert "Adding 1 node(s) of type node" in said
+
+
+def test_what_a_job_says_is_shown_while_it_runs(jobs):
+    assert jobs.first_line_came_while_it_ran
+    assert "metrics.json" in jobs.ended["again"].said  # the summary at the end
+
+
+def test_a_users_mistake_fails_the_job_with_one_message(jobs):
+    done = jobs.ended["mistake"]
+    assert done.returncode == 1
+    assert "failed" in done.status
+    (message,) = {line for line in done.said.splitlines() if line.startswith("cleanscale: ")}
+    assert "'quality'" in message
+    assert "exit code 2" in done.status
+
+
+def test_a_run_folder_that_would_not_outlive_the_job_is_refused(jobs):
+    done = jobs.ended["relative"]
+    assert done.returncode == 1
+    (message,) = {line for line in done.said.splitlines() if line.startswith("cleanscale: ")}
+    assert "runs/lost is in the job's copy of its working directory" in message
+    assert "--run.uri s3://" in message
+
+
+def test_a_second_job_in_the_same_folder_is_refused_and_named(jobs):
+    done = jobs.ended["same_folder"]
+    assert done.returncode == 1
+    (message,) = {line for line in done.said.splitlines() if line.startswith("cleanscale: ")}
+    assert f"{jobs.folder / 'main'} is in use by a run on {socket.gethostname()}" in message
+    assert "job main" in message
+
+
+def test_a_stopped_job_goes_on_when_it_is_submitted_again(jobs, stages_done):
+    assert "stopped" in jobs.stopped
+    done = jobs.ended["again"]
+    assert done.returncode == 0, done.said
+    now = stages_done(jobs.folder / "main")
+    assert jobs.complete_when_stopped
+    assert {stage: now[stage] for stage in jobs.complete_when_stopped} == jobs.complete_when_stopped
+    assert set(now) > set(jobs.complete_when_stopped)
+    assert not (jobs.folder / "main/lease.json").exists()
+
+
+def test_jobs_beside_each_other_and_a_stop_change_no_result(jobs, features_run, by_row):
+    for name in ("main", "finished"):
+        assert by_row(jobs.folder / name / "relevance").equals(by_row(features_run.folder / "relevance"))
+        numbers = [json.loads((f / "metrics.json").read_text()) for f in (jobs.folder / name, features_run.folder)]
+        assert numbers[0]["detection"] == numbers[1]["detection"]
+
+
+@pytest.mark.parametrize(("mode", "token"), [("token", "0" * 64), ("disabled", "")])
+def test_a_driver_without_the_token_is_told_so(cluster, jobs, mode, token):
+    """A run started by hand on a machine that joins the cluster."""
+    environment = cluster.environment | {"RAY_AUTH_MODE": mode, "RAY_AUTH_TOKEN": token, "PYTHONPATH": str(ROOT)}
+    address = (cluster.folder / "ray/ray_current_cluster").read_text().strip()
+    command = [sys.executable, "-m", "cleanscale.train", "--config", "job.toml", "--engine.address", address]
+    command += ["--run.uri", str(jobs.folder / "refused")]
+    done = subprocess.run(
+        command, cwd=cluster.project, env=environment, capture_output=True, text=True, timeout=LONGEST_S
+    )
+    assert done.returncode == 2, done.stderr
+    assert "RAY_AUTH_MODE" in done.stderr
