@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from urllib.parse import parse_qs, unquote, urlsplit
 
-KINDS = ("slow_down", "internal_error", "reset_upload", "reset_download", "stall")
+KINDS = ("slow_down", "internal_error", "reset_upload", "lost_answer", "reset_download", "stall")
 SMALLEST_BROKEN_BYTES = 64  # half of less says little
 LONGEST_STALL_S = 60.0
 ANSWERS = {
@@ -49,14 +49,23 @@ class Proxy:
     """faults: kind -> probability. Attributes may be changed while it runs; `requests` holds all that was asked."""
 
     def __init__(
-        self, upstream: str, faults: Mapping[str, float] | None = None, *, seed: int = 0, latency_s: float = 0.0
+        self,
+        upstream: str,
+        faults: Mapping[str, float] | None = None,
+        *,
+        seed: int = 0,
+        latency_s: float = 0.0,
+        bytes_per_s: float = float("inf"),
     ) -> None:
-        self.upstream, self.faults, self.seed, self.latency_s = upstream, dict(faults or {}), seed, latency_s
+        self.upstream, self.faults, self.seed = upstream, dict(faults or {}), seed
+        self.latency_s, self.bytes_per_s = latency_s, bytes_per_s  # of each request; at once they do not share it
         self.expired_keys: set[str] = set()  # access key ids whose token has expired
         self.denied_keys: set[str] = set()  # keys of objects that nobody may touch
         self.on_request: Callable[[Request], None] = lambda _: None
+        self.lose_answer_to = ""  # an operation: of each of its requests, the first answer is lost
         self.always = ""  # the fault of every request
         self.fail_parts_after: int | None = None  # every part of an upload with a higher number is refused
+        self.lost: set[tuple[str, str]] = set()
         self.requests: list[Request] = []
         self.most_at_once, self._at_once = 0, 0  # requests under way
         self._made: Counter[str] = Counter()
@@ -157,6 +166,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if fault in ("stall", "reset_download") and (status >= 300 or len(content) < SMALLEST_BROKEN_BYTES):
             fault = ""
         self.seen(operation, key, fault, len(content) or length)
+        time.sleep((len(content) + length) / proxy.bytes_per_s)
+        if fault == "lost_answer":  # what was asked for is done, and nobody hears of it
+            self.reset()
+            return
         self.answer(status, headers, content[: len(content) // 2] if fault else content)
         if fault == "stall":
             proxy.hang()
@@ -178,7 +191,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return "slow_down"
         possible = ["slow_down", "internal_error"]
         possible += ["reset_upload"] if self.command == "PUT" and length >= SMALLEST_BROKEN_BYTES else []
+        possible += ["lost_answer"] if self.command not in ("GET", "HEAD") else []
         possible += ["stall", "reset_download"] if self.command == "GET" and key else []
+        if proxy.lose_answer_to == operation_of(self.command, self.path)[0]:
+            what = self.path.partition("uploadId")[0]
+            if what not in proxy.lost:
+                proxy.lost.add(what)
+                return "lost_answer"
         target = re.sub(r"uploadId=[^&]*", "", self.path)  # which the server makes up
         return proxy.choose(f"{self.command} {target} {self.headers.get('Range', '')}", tuple(possible))
 

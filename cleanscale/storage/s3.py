@@ -200,18 +200,19 @@ class S3Store(S3FileSystem):
                 raise error
 
     async def read_parts(self, bucket: str, key: str, start: int, stop: int, **conditions: Any) -> bytes:
-        """Bytes [start, stop) of an object, PART_BYTES a request, CONCURRENT_PARTS requests at a time."""
+        """Bytes [start, stop) of an object, about PART_BYTES a request, CONCURRENT_PARTS requests at a time."""
         turns = asyncio.Semaphore(CONCURRENT_PARTS)
+        part_bytes = max(1, -(-(stop - start) // max(1, round((stop - start) / PART_BYTES))))
 
         async def read(first: int) -> bytes:
-            last = min(first + PART_BYTES, stop) - 1
+            last = min(first + part_bytes, stop) - 1
             async with turns:
                 answer = await self._call_s3(
                     "get_object", Bucket=bucket, Key=key, Range=f"bytes={first}-{last}", **conditions
                 )
             return await answer["Body"].read()
 
-        return b"".join(await asyncio.gather(*map(read, range(start, stop, PART_BYTES))))
+        return b"".join(await asyncio.gather(*map(read, range(start, stop, part_bytes))))
 
     async def _pipe_file(self, path: str, data: bytes, chunksize: int | None = None, **more: Any) -> Any:
         """One put, or parallel parts that become an object when the last of them is there."""

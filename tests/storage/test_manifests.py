@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cleanscale.storage import uris
 from cleanscale.storage.manifests import defined, differences, fingerprint, flatten, open_stage, read_json, write_json
 
 SETTINGS = {"cleannet": {"steps": 60, "beta": 0.1}}
@@ -27,6 +28,23 @@ def test_a_finished_stage_is_complete_with_what_it_said(folder):
     assert again.complete is not None
     assert again.complete.shards == [{"file": "a", "rows": 3}]
     assert again.complete.notes == {"width": 7}
+
+
+def test_a_stage_that_is_half_removed_does_not_count(folder, monkeypatch):
+    stage = open_stage(folder, "cleannet", SETTINGS, INPUTS)
+    stage.finish([{"file": "a", "rows": 3}])
+    remove = uris.remove_tree
+
+    def killed(uri: str) -> None:
+        if uri == folder:
+            raise KeyboardInterrupt
+        remove(uri)
+
+    monkeypatch.setattr(uris, "remove_tree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        open_stage(folder, "cleannet", SETTINGS | {"seed": 1}, INPUTS)
+    monkeypatch.undo()
+    assert open_stage(folder, "cleannet", SETTINGS, INPUTS).complete is None
 
 
 def test_a_half_made_stage_goes_on_with_its_files(folder, caplog):
