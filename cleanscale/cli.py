@@ -6,9 +6,11 @@ import sys
 from collections.abc import Callable, Sequence
 
 from cleanscale import train
+from cleanscale.registry import commands
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (train.main, "the main job: find wrong labels, train classifiers, evaluate (train --help: all settings)"),
+    "register": (commands.main_register, "a finished run's classifier and detector as MLflow model versions"),
 }
 
 

@@ -45,6 +45,11 @@ def run(place: Place, folder: str, settings: GlyphsSettings, data: DataSettings)
             checked = named(settings, glyph_verification(settings, place.seed), "label", "verified_label")
             write_table(stage.path("verification.parquet"), checked)
         stage.finish([{"file": f"{f.split}/{f.name}", "rows": f.stop - f.start} for f in files])
+    return places(folder, settings, data)
+
+
+def places(folder: str, settings: GlyphsSettings, data: DataSettings) -> DataSettings:
+    """The data settings of a data set that was drawn into `folder`."""
     clean = uris.join(folder, "clean") if settings.clean_per_class else None
     return data.model_copy(
         update={
