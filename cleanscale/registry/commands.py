@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from cleanscale.errors import CleanscaleError, ConfigError
+from cleanscale.errors import CleanscaleError
 
 STORE_HELP = (
     "MLflow store of the models; by default MLFLOW_TRACKING_URI, else mlflow.db beside the run folders, as in training"
@@ -58,9 +58,7 @@ def opened(asked: argparse.Namespace):
 
 
 def how_to_serve(store: str, model: str) -> str:
-    return (
-        f"serve: MLFLOW_TRACKING_URI={store} mlflow models serve -m 'models:/{model}@champion' --env-manager local"
-    )
+    return f"serve: MLFLOW_TRACKING_URI={store} mlflow models serve -m 'models:/{model}@champion' --env-manager local"
 
 
 def say(text: str) -> None:

@@ -12,14 +12,16 @@ import mlflow
 import cleanscale
 from cleanscale.errors import ConfigError
 from cleanscale.registry import served_code
+from cleanscale.registry.classifier_artifacts import classifier_artifacts
+from cleanscale.registry.detector_artifacts import detector_artifacts
 from cleanscale.registry.finished_run import FinishedRun
-from cleanscale.registry.model_artifacts import Artifacts, classifier_artifacts
+from cleanscale.registry.model_artifacts import Artifacts
 from cleanscale.registry.store import DATA, REVISION, RUN, STAGE, Store, git_revision
 from cleanscale.storage.manifests import read_manifest
 
 log = logging.getLogger(__name__)
 
-MAKERS = {"classifier": classifier_artifacts}
+MAKERS = {"classifier": classifier_artifacts, "detector": detector_artifacts}
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def register_one(run: FinishedRun, store: Store, model: str, artifacts: Artifact
             name=artifacts.kind,
             loader_module=artifacts.loader_module,
             data_path=str(artifacts.folder),
-            code_paths=[str(served_code.copy_modules(artifacts.loader_module, scratch))],
+            code_paths=[str(served_code.copy_modules(scratch))],
             pip_requirements=served_code.requirements_of(artifacts.loader_module),
             signature=artifacts.signature,
             input_example=artifacts.example,

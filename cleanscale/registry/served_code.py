@@ -1,4 +1,4 @@
-"""What a served model needs of this package: its modules, found by following imports, and the packages that they import.
+"""What a served model needs of this package: its modules, found by following imports, and the packages behind them.
 
 cleanscale is on no package index, so every model carries the modules that it runs; nothing else goes with it.
 """
@@ -13,13 +13,14 @@ from importlib import metadata
 from pathlib import Path
 
 PACKAGE = "cleanscale"
+SERVED = ("cleanscale.serving.classifier", "cleanscale.serving.detector")
 ROOT = Path(__file__).parents[1]  # the package's own folder
 
 
-def modules_of(module: str) -> dict[str, Path]:
-    """The module and all of this package that it imports, at the top or inside functions: name -> file."""
+def modules_of(*modules: str) -> dict[str, Path]:
+    """These modules and all of this package that they import, at the top or inside functions: name -> file."""
     found: dict[str, Path] = {}
-    waiting = [module]
+    waiting = list(modules)
     while waiting:
         name = waiting.pop()
         file = file_of(name)
@@ -41,9 +42,12 @@ def requirements_of(module: str) -> list[str]:
     return sorted(f"{name}=={metadata.version(name).partition('+')[0]}" for name in wanted)
 
 
-def copy_modules(module: str, folder: Path) -> Path:
-    """Copy the modules below `folder`; returns the copy of the package, for MLflow's `code_paths`."""
-    for file in modules_of(module).values():
+def copy_modules(folder: Path) -> Path:
+    """Copy what any served model runs below `folder`; returns the copy of the package, for MLflow's `code_paths`.
+
+    The same for all kinds: a process that has loaded one model has its modules and finds another's among them.
+    """
+    for file in modules_of(*SERVED).values():
         target = folder / PACKAGE / file.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target)

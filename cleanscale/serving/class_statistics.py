@@ -124,5 +124,5 @@ class ClassStatistics:
             return cls(**load(content))
         except (SafetensorError, TypeError) as error:
             raise DataError(
-                f"found no class statistics ({error}); expected the file that registering a run makes; register it again"
+                f"found no class statistics ({error}); expected what registering a run writes; register it again"
             ) from error

@@ -84,14 +84,16 @@ class KnownClasses:
 
     def reference_cosine(self, feature_XD: np.ndarray, label_X: np.ndarray) -> np.ndarray:
         """float32 [X]: cosine to the mean reference of the label's class."""
-        assert self.means is not None and self.means_label is not None
+        assert self.means is not None
+        assert self.means_label is not None
         mean_XD = self.means[np.searchsorted(self.means_label, label_X)]
         length_X = np.linalg.norm(mean_XD, axis=1) * np.linalg.norm(feature_XD, axis=1)
         return (np.einsum("xd,xd->x", mean_XD, feature_XD) / np.maximum(length_X, 1e-12)).astype(np.float32)
 
     def nearest(self, feature_XD: np.ndarray, most: int) -> np.ndarray:
         """int64 [X, M]: the classes whose mean reference is most like each image, by cosine."""
-        assert self.means is not None and self.means_label is not None
+        assert self.means is not None
+        assert self.means_label is not None
         most = min(most, len(self.means))
         nearest_XM = np.empty((len(feature_XD), most), np.int64)
         unit_CD = unit(self.means)
