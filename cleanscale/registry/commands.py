@@ -33,6 +33,71 @@ def main_register(arguments: Sequence[str]) -> int:
     return guarded(do)
 
 
+def main_promote(arguments: Sequence[str]) -> int:
+    """promote RUN"""
+    parser = new_parser(
+        "promote",
+        "Move an alias to a run's versions when they are better than those that have it. The classifier must be better "
+        "by top-1 accuracy on the run's test images (the 95 %% interval of the paired difference lies above 0); the "
+        "detector must not be worse on images verified in both runs (class folds). Registers the run first if need be. "
+        f"Exit status {EXIT_REFUSED}: refused.",
+    )
+    run_arguments(parser)
+    alias_argument(parser)
+    parser.add_argument("--force", action="store_true", help="promote anyway; the versions' tags say so")
+    asked = parser.parse_args(arguments)
+
+    def do() -> int:
+        from cleanscale.registry.promote import promote
+
+        run, store, name = opened(asked)
+        done = promote(run, store, name, asked.alias, force=asked.force)
+        for comparison in done.comparisons:
+            say("\n".join(comparison.lines()))
+        if not done.moved:
+            sys.stderr.write(f"cleanscale: not promoted; {asked.alias} stays as it is (--force promotes anyway)\n")
+            return EXIT_REFUSED
+        for one in done.registered.values():
+            say(f"{one.model}@{asked.alias} is version {one.version}")
+        return 0
+
+    return guarded(do)
+
+
+def main_rollback(arguments: Sequence[str]) -> int:
+    """rollback NAME"""
+    parser = new_parser("rollback", "Return an alias to the version that had it before the newest promotion.")
+    parser.add_argument("name", metavar="NAME", help="of NAME-classifier and NAME-detector; both go back")
+    alias_argument(parser)
+    store_arguments(parser)
+    asked = parser.parse_args(arguments)
+
+    def do() -> int:
+        from cleanscale.registry.promote import rollback
+
+        for model, now, before in rollback(store_of(asked), asked.name, asked.alias):
+            say(f"{model}@{asked.alias} is version {before} again (it was {now})")
+        return 0
+
+    return guarded(do)
+
+
+def main_list(arguments: Sequence[str]) -> int:
+    """list [NAME]"""
+    parser = new_parser("list", "Show registered versions with their aliases, measures and origin.")
+    parser.add_argument("name", metavar="NAME", nargs="?", help="only NAME-classifier and NAME-detector")
+    store_arguments(parser)
+    asked = parser.parse_args(arguments)
+
+    def do() -> int:
+        from cleanscale.registry.listing import listing
+
+        say(listing(store_of(asked), asked.name))
+        return 0
+
+    return guarded(do)
+
+
 def new_parser(command: str, description: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(f"cleanscale {command}", description=description, allow_abbrev=False)
 
@@ -46,6 +111,26 @@ def run_arguments(parser: argparse.ArgumentParser) -> None:
         "[the last weighted one]",
     )
     parser.add_argument("--tracking.uri", dest="tracking_uri", metavar="URI", help=STORE_HELP)
+
+
+def alias_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--alias", default="champion", help="the alias that is moved [%(default)s]")
+
+
+def store_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--tracking.uri", dest="tracking_uri", metavar="URI", help=STORE_HELP)
+    parser.add_argument(
+        "--runs", default="runs", metavar="FOLDER", help="folder of the run folders, whose mlflow.db is meant [runs]"
+    )
+
+
+def store_of(asked: argparse.Namespace):
+    """The store that the arguments of `store_arguments` mean. Raises: ConfigError for a database that is not there."""
+    from cleanscale.registry.store import Store
+
+    found = Store.of_run(f"{asked.runs.rstrip('/')}/any", asked.tracking_uri)
+    found.must_exist()
+    return found
 
 
 def opened(asked: argparse.Namespace):

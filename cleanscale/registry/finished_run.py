@@ -83,6 +83,11 @@ class FinishedRun:
         """Whether the run has a test set."""
         return read_manifest(self.path("ingest", "test")) is not None
 
+    def test_files(self) -> str:
+        """Fingerprint of the test files alone, whatever was trained on; "none" without a test set."""
+        manifest = read_manifest(self.path("ingest", "test"))
+        return "none" if manifest is None else manifest.key["inputs"]["data"]
+
     @property
     def kind(self) -> str:
         """images or features"""

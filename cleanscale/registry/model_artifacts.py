@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,11 +76,9 @@ def read_inputs(data: Ingested, row_M: np.ndarray) -> dict[int, Any]:
 
 def measured(part: dict[str, Any]) -> dict[str, float]:
     """{"top1": {"value": ..}} -> {"top1": ..}: what metrics.json says, without what was not defined."""
-    found: dict[str, float] = {}
-    for name, one in part.items():
-        with contextlib.suppress(KeyError, TypeError):
-            found |= {name + end: float(one[key]) for key, end in (("value", ""), ("low", "_low"), ("high", "_high"))}
-    return found
+    ends = (("value", ""), ("low", "_low"), ("high", "_high"))
+    found = {name + end: one.get(key) for name, one in part.items() for key, end in ends}
+    return {name: float(value) for name, value in found.items() if value is not None}
 
 
 def copy(uri: str, path: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import logging
+import contextlib
+import io
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,8 @@ from cleanscale.registry.classifier_artifacts import classifier_artifacts
 from cleanscale.registry.detector_artifacts import detector_artifacts
 from cleanscale.registry.finished_run import FinishedRun
 from cleanscale.registry.model_artifacts import Artifacts
-from cleanscale.registry.store import DATA, REVISION, RUN, STAGE, Store, git_revision
+from cleanscale.registry.store import DATA, INPUT, REVISION, RUN, STAGE, TEST, Store, git_revision
 from cleanscale.storage.manifests import read_manifest
-
-log = logging.getLogger(__name__)
 
 MAKERS = {"classifier": classifier_artifacts, "detector": detector_artifacts}
 
@@ -53,7 +52,8 @@ def register_one(run: FinishedRun, store: Store, model: str, artifacts: Artifact
     known = store.version_of(model, sure)
     if known is not None:
         return Registered(model, str(known.version), new=False)
-    with store.run_of(run.uri, run.settings.tracking.experiment) as run_id:
+    # MLflow prints to standard error what the command says itself.
+    with store.run_of(run.uri, run.settings.tracking.experiment) as run_id, contextlib.redirect_stderr(io.StringIO()):
         info = mlflow.pyfunc.log_model(
             name=artifacts.kind,
             loader_module=artifacts.loader_module,
@@ -78,15 +78,9 @@ def described(run: FinishedRun) -> dict[str, str]:
     assert data is not None
     return {
         DATA: data.fingerprint,
-        "test_fingerprint": test_fingerprint(run),
+        TEST: run.test_files(),
         REVISION: git_revision(),
         "cleanscale_version": cleanscale.__version__,
         "classifier": run.classifier,
-        "input": run.kind,
+        INPUT: run.kind,
     }
-
-
-def test_fingerprint(run: FinishedRun) -> str:
-    """Of the test files alone, whatever was trained on; "none" without a test set."""
-    manifest = read_manifest(run.path("ingest", "test"))
-    return "none" if manifest is None else manifest.key["inputs"]["data"]

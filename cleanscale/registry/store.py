@@ -29,7 +29,9 @@ from cleanscale.tracking import DEFAULT_ENVIRONMENT, RECORD, TrackingSettings, e
 
 # Tags of a version.
 RUN, STAGE, DATA, REVISION = "run.uri", "stage_fingerprint", "data_fingerprint", "git_revision"
+TEST, INPUT = "test_files", "input"
 KINDS = ("classifier", "detector")
+QUIET = {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
 MOST_ENTRIES = 60  # of an alias's history: a tag holds 5,000 characters
 
 
@@ -69,7 +71,7 @@ class Store:
     @cached_property
     def client(self) -> MlflowClient:
         """Raises: ConfigError for a store that does not answer."""
-        for name, value in DEFAULT_ENVIRONMENT.items():
+        for name, value in (DEFAULT_ENVIRONMENT | QUIET).items():
             os.environ.setdefault(name, value)
         for name in ("alembic", "mlflow"):
             logging.getLogger(name).setLevel(logging.WARNING)
@@ -81,6 +83,14 @@ class Store:
         with self.answering():
             client.search_registered_models(max_results=1)
         return client
+
+    def must_exist(self) -> None:
+        """Raises: ConfigError for a database file that is not there, which MLflow would make."""
+        if self.uri.startswith("sqlite:///") and not Path(self.uri.removeprefix("sqlite:///")).is_file():
+            raise ConfigError(
+                f"there is no {self.uri.removeprefix('sqlite:///')}; expected the MLflow database beside the run "
+                "folders; name their folder with --runs, or the store with --tracking.uri or MLFLOW_TRACKING_URI"
+            )
 
     @contextlib.contextmanager
     def answering(self) -> Iterator[None]:
@@ -175,7 +185,7 @@ class Store:
             else:
                 stack.append(entry.version)
         now = self.aliases(model).get(alias)
-        while stack and stack[-1] == now:
+        if stack and stack[-1] == now:
             stack.pop()
         return stack[-1] if stack else None
 

@@ -54,7 +54,7 @@ class MeanHead:
     @classmethod
     def of(cls, heads: Sequence[FrozenHead]) -> MeanHead:
         weight_CH = np.concatenate([head.weight_CH for head in heads], axis=1) / len(heads)
-        return cls(heads, weight_CH, np.mean([head.bias_C for head in heads], axis=0, dtype=np.float32))
+        return cls(heads, weight_CH, np.stack([head.bias_C for head in heads]).mean(axis=0, dtype=np.float32))
 
     def embed(self, feature_BD: np.ndarray) -> np.ndarray:
         """float32 [B, F * H]"""
@@ -159,7 +159,7 @@ class ServedDetector:
         ]
         if len(at_X):
             judged = self.judge(self.projected(Made(made.feature_XD[both_X], [])), label_N[at_X])
-            for position, row in zip(at_X, judged, strict=True):
+            for position, row in zip(at_X.tolist(), judged, strict=True):
                 rows[position] |= row
         return pd.DataFrame(rows, index=model_input.index, dtype=object)
 
@@ -169,7 +169,7 @@ class ServedDetector:
         id_N = self.labels.encode_text(pa.array(text_N, pa.string()))
         known_N = self.statistics.known(id_N) & np.isin(id_N, self.classes.embeddings.label_C)
         error_N: list[str | None] = [None] * len(id_N)
-        for position in np.flatnonzero(~known_N):
+        for position in np.flatnonzero(~known_N).tolist():
             label = label_N[position]
             error_N[position] = {
                 MISSING: "no label",

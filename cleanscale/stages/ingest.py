@@ -133,11 +133,12 @@ def read(folder: str, data: DataSettings) -> Ingested:
         raise DataError(
             f"'{folder}' holds no complete ingest; expected what a run leaves; run the training command again"
         )
+    notes: dict[str, Any] = manifest.notes | {"parts": tuple((a, b) for a, b in manifest.notes["parts"])}
     return Ingested(
         folder,
         fingerprint(images_alone(manifest.key)),
         data,
-        **(manifest.notes | {"parts": tuple((a, b) for a, b in manifest.notes["parts"])}),
+        **notes,
         plan_uri=uris.join(folder, "plan.json"),
     )
 
