@@ -33,11 +33,11 @@ def promote(run: FinishedRun, store: Store, name: str, alias: str, *, force: boo
         allowed = all(comparison.passed for comparison in comparisons)
         if not (allowed or force):
             return Promotion(registered, comparisons, moved=False)
-        if all(comparison.champion == registered[k].version for k, comparison in zip(KINDS, comparisons, strict=True)):
+        if all(comparison.against == registered[k].version for k, comparison in zip(KINDS, comparisons, strict=True)):
             return Promotion(registered, comparisons, moved=True)
         for kind, comparison in zip(KINDS, comparisons, strict=True):
             one = registered[kind]
-            if comparison.champion != one.version:
+            if comparison.against != one.version:
                 store.tag(one.model, one.version, tags_of(comparison, alias))
             # Both histories get an entry, also where only one version is another: a rollback takes both back.
             store.move_alias(one.model, alias, one.version, "promote" if comparison.passed else "force")

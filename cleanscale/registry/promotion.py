@@ -46,7 +46,7 @@ class Comparison:
     passed: bool
     reason: str
     measured: dict[str, Measured]
-    champion: str | None = None
+    against: str | None = None  # the version that had the alias
 
     def lines(self) -> list[str]:
         """What a person is shown."""
@@ -60,7 +60,7 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         numbers = {name: one.to_json() for name, one in self.measured.items()}
-        return {"passed": self.passed, "reason": self.reason, "champion": self.champion} | numbers
+        return {"passed": self.passed, "reason": self.reason, "against_version": self.against} | numbers
 
 
 def compare_classifiers(run: FinishedRun, store: Store, model: str, version: str, champion: ModelVersion) -> Comparison:
