@@ -20,9 +20,7 @@ ALONE = """
 import json, sys
 allowed = set(json.loads(sys.argv[2])) | set(sys.stdlib_module_names)
 
-class Only:
-    """A finder that does not see what is not allowed."""
-
+class Only:  # a finder that does not see what is not allowed
     def __init__(self, finder):
         self.finder = finder
 
