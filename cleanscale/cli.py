@@ -6,9 +6,17 @@ import sys
 from collections.abc import Callable, Sequence
 
 from cleanscale import train
+from cleanscale.registry import commands
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (train.main, "the main job: find wrong labels, train classifiers, evaluate (train --help: all settings)"),
+    "register": (commands.main_register, "a finished run's classifier and detector as MLflow model versions"),
+    "promote": (
+        commands.main_promote,
+        "move an alias to a run's versions if they are better than those that have it",
+    ),
+    "rollback": (commands.main_rollback, "return an alias to the version before"),
+    "list": (commands.main_list, "registered versions: aliases, measures, origin"),
 }
 
 

@@ -51,10 +51,15 @@ def run(place: Place, folder: str, data: Ingested, size: int) -> Ingested:
         copies = plan_fragments(uris.join(folder, "images"), reading(data.settings), uris.join(folder, "listing"))
         uris.write_bytes(stage.path("plan.json"), json.dumps(copies.to_json()).encode())
         stage.finish([{"file": f"images/{file_name(r)}", "rows": r[1] - r[0]} for r in ranges])
+    return reading_copies(folder, data, size)
+
+
+def reading_copies(folder: str, data: Ingested, size: int) -> Ingested:
+    """The rows of `data`, read from the copies in `folder`."""
     return replace(
         data,
         settings=reading(data.settings),
-        plan_uri=stage.path("plan.json"),
+        plan_uri=uris.join(folder, "plan.json"),
         fingerprint=f"{data.fingerprint}-{size}",
     )
 

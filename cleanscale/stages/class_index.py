@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from cleanscale.engine.tasks import map_shards
+from cleanscale.maths.class_embeddings import ClassEmbeddings
 from cleanscale.stages import cleannet as cleannet_stage
 from cleanscale.stages import references as references_stage
 from cleanscale.stages.feature_shards import FeatureShards
@@ -25,20 +26,6 @@ class Job:
     references: str
     cleannet: str
     folder: str
-
-
-@dataclass(frozen=True)
-class ClassEmbeddings:
-    """label_C sorted; embedding_CE float32 of length 1."""
-
-    label_C: np.ndarray
-    embedding_CE: np.ndarray
-
-    def of(self, label_N: np.ndarray) -> np.ndarray:
-        """float32 [N, E]; NaN for classes without references."""
-        place_N = np.minimum(np.searchsorted(self.label_C, label_N), len(self.label_C) - 1)
-        found_N = self.label_C[place_N] == label_N
-        return np.where(found_N[:, None], self.embedding_CE[place_N], np.nan).astype(np.float32)
 
 
 def run(

@@ -30,7 +30,7 @@ from cleanscale.errors import DataError
 from cleanscale.stages.place import Place
 from cleanscale.storage import uris
 from cleanscale.storage.arrays import read_array, read_range, write_array
-from cleanscale.storage.manifests import fingerprint, open_stage
+from cleanscale.storage.manifests import fingerprint, open_stage, read_manifest
 from cleanscale.storage.tables import read_table, write_table
 
 PART_ROWS = 65_536
@@ -123,12 +123,22 @@ def run(place: Place, folder: str, uri: str, data: DataSettings, like: Ingested 
         with place.timed("ingest", folder=folder), place.progress.step(f"ingest {uri}", None, "rows") as step:
             make(stage.path, plan, data, like, verification, step)
         stage.finish(notes=json.loads(uris.read_bytes(stage.path("ingested.json"))))
-    notes = json.loads(uris.read_bytes(stage.path("ingested.json")))
+    return read(folder, data)
+
+
+def read(folder: str, data: DataSettings) -> Ingested:
+    """What `run` left in `folder`. Raises: DataError where it has not come to its end."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise DataError(
+            f"'{folder}' holds no complete ingest; expected what a run leaves; run the training command again"
+        )
+    notes: dict[str, Any] = manifest.notes | {"parts": tuple((a, b) for a, b in manifest.notes["parts"])}
     return Ingested(
         folder,
-        fingerprint(images_alone(stage.key)),
+        fingerprint(images_alone(manifest.key)),
         data,
-        **(notes | {"parts": tuple((a, b) for a, b in notes["parts"])}),
+        **notes,
         plan_uri=uris.join(folder, "plan.json"),
     )
 

@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 
 from cleanscale.detectors import Evidence
+from cleanscale.maths.class_embeddings import ClassEmbeddings, cosine
 from cleanscale.stages import class_index as class_index_stage
 from cleanscale.stages import cleannet as cleannet_stage
 from cleanscale.stages import references as references_stage
-from cleanscale.stages.class_index import ClassEmbeddings
 from cleanscale.stages.feature_shards import Features, FeatureShards
 from cleanscale.storage import uris
 from cleanscale.storage.shards import Shard
@@ -100,10 +100,6 @@ def places(row_M: np.ndarray, row_N: np.ndarray) -> np.ndarray:
     """Where each of row_N stands in row_M (the same rows in another order)."""
     order_M = np.argsort(row_M)
     return order_M[np.searchsorted(row_M[order_M], row_N)]
-
-
-def cosine(query_NE: np.ndarray, class_NE: np.ndarray) -> np.ndarray:
-    return np.einsum("ne,ne->n", query_NE, class_NE).clip(-1, 1)
 
 
 def reference_cosine(shard: Shard, sources: Sources, features: Features) -> np.ndarray:

@@ -77,7 +77,7 @@ def run(
     job = Job(sources, verification, settings, treatment, place.seed, folder)
     images = sources.features.num_images
     with place.timed("relevance", images, folder=folder), place.progress.step("relevance", images) as step:
-        evidence, verified_N = verified_evidence(job)
+        evidence, verified_N = verified_evidence(sources, verification)
         fitted = fit_detectors(job, evidence, verified_N, class_folds)
         write_json(stage.path(DETECTORS_FILE), {name: f.to_dict() for name, f in fitted.items()})
         shards = list(sources.features.shards)
@@ -89,24 +89,27 @@ def run(
     return stage.finish([{"file": f"{s.name}.parquet", "rows": s.rows} for s in shards])
 
 
-def verified_evidence(job: Job) -> tuple[Evidence, np.ndarray]:
-    """Evidence of verified images, with cosines of CleanNets that saw no verification label of their class."""
-    row_V = job.verification["row"].to_numpy()
-    label_V = job.verification["label"].to_numpy()
-    wanted = [s for s in job.sources.features.shards if s.contains(label_V, row_V).any()]
-    found: dict[int, Evidence] = dict(map_shards(evidence_of_rows, wanted, job.sources, np.sort(row_V)))
+def verified_evidence(sources: Sources, verification: pa.Table, each: Any = map_shards) -> tuple[Evidence, np.ndarray]:
+    """Evidence of verified images, with cosines of CleanNets that saw no verification label of their class.
+
+    each: what goes through the shards, as `map_shards` does.
+    """
+    row_V = verification["row"].to_numpy()
+    label_V = verification["label"].to_numpy()
+    wanted = [s for s in sources.features.shards if s.contains(label_V, row_V).any()]
+    found: dict[int, Evidence] = dict(each(evidence_of_rows, wanted, sources, np.sort(row_V)))
     pieces = [found[k] for k in sorted(found)]
     if not pieces:
         nothing = np.empty(0, np.int64)
-        signals = {n: np.empty(0, np.float32) for n in job.sources.signal_names()}
+        signals = {n: np.empty(0, np.float32) for n in sources.signal_names()}
         return Evidence(nothing, nothing, signals), np.empty(0, np.int8)
     evidence = Evidence(
         np.concatenate([p.row_N for p in pieces]),
         np.concatenate([p.label_N for p in pieces]),
         {n: np.concatenate([p.signals[n] for p in pieces]) for n in pieces[0].signals},
     )
-    evidence.signals["cleannet_cosine"] = crossfitted_cosines(job.sources.cleannet, evidence.row_N)
-    return evidence, verified_of(job.verification, evidence.row_N)
+    evidence.signals["cleannet_cosine"] = crossfitted_cosines(sources.cleannet, evidence.row_N)
+    return evidence, verified_of(verification, evidence.row_N)
 
 
 def fit_detectors(job: Job, evidence: Evidence, verified_N: np.ndarray, class_folds: int) -> dict[str, Any]:

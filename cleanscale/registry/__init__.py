@@ -1,0 +1,1 @@
+"""Runs as registered models: register, promote, roll back, list (`cleanscale register --help`)."""
