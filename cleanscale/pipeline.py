@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -134,25 +135,44 @@ def read_inputs(settings: Settings, place: Place) -> Inputs:
 def one_round(settings: Settings, place: Place, inputs: Inputs, number: int, last: Round | None) -> Round:
     """Classifier, features, references, CleanNet, evidence, class index and the judgement of round `number`."""
     log.info("round %d", number)
+    trained, shards = classifier_and_features(settings, place, inputs, number, last)
+    folder = partial(place.round_path, number)
+    sets = make_references(settings, place, shards, folder("references"))
+    seen = make_evidence(settings, place, inputs, shards, sets, folder("evidence"), last.weights if last else None)
+    return Round(trained, shards, judge(settings, place, inputs, shards, sets, seen, inputs.train.verification(), folder))
+
+
+def classifier_and_features(
+    settings: Settings, place: Place, inputs: Inputs, number: int, last: Round | None
+) -> tuple[Trained, FeatureShards]:
+    """The first half of a round, which no verification label has a part in until there are weights."""
     if last is not None and on_features(settings, inputs, number):
-        trained = train_classifier(settings, place, inputs, number, last)
-        shards = last.features
-    elif on_features(settings, inputs, number):
+        return train_classifier(settings, place, inputs, number, last), last.features
+    if on_features(settings, inputs, number):
         backbone, shards = frozen_features(settings, place, inputs)
-        trained = train_head(settings, place, inputs, number, shards, backbone, None)
-    else:
-        trained = train_classifier(settings, place, inputs, number, last)
-        shards = make_features(settings, place, inputs.train, place.round_path(number, "features"), trained.backbone)
-    weights = last.weights if last else None
-    folder = place.round_path
+        return train_head(settings, place, inputs, number, shards, backbone, None), shards
+    trained = train_classifier(settings, place, inputs, number, last)
+    return trained, make_features(
+        settings, place, inputs.train, place.round_path(number, "features"), trained.backbone
+    )
+
+
+def make_references(settings: Settings, place: Place, shards: FeatureShards, folder: str) -> Made:
     per_class = settings.references.per_class or settings.cleannet.resolved().references_per_class
-    checked = inputs.train.verification()
-    sets = stage(folder(number, "references"), references.run, place, shards, settings.references, per_class=per_class)
-    net = stage(folder(number, "cleannet"), cleannet.run, place, shards, sets, checked, settings.cleannet)
-    published = published_cleannet(settings, place, number, shards, sets, checked)
-    index = stage(folder(number, "class_index"), class_index.run, place, shards, sets, net)
-    seen = stage(
-        folder(number, "evidence"),
+    return stage(folder, references.run, place, shards, settings.references, per_class=per_class)
+
+
+def make_evidence(
+    settings: Settings,
+    place: Place,
+    inputs: Inputs,
+    shards: FeatureShards,
+    sets: Made,
+    folder: str,
+    weights: Made | None = None,
+) -> Made:
+    return stage(
+        folder,
         evidence.run,
         place,
         shards,
@@ -162,8 +182,27 @@ def one_round(settings: Settings, place: Place, inputs: Inputs, number: int, las
         references=sets,
         weights=weights,
     )
-    judged = stage(
-        folder(number, "relevance"),
+
+
+def judge(
+    settings: Settings,
+    place: Place,
+    inputs: Inputs,
+    shards: FeatureShards,
+    sets: Made,
+    seen: Made,
+    checked: pa.Table,
+    folder: Callable[[str], str],
+) -> Made:
+    """What follows from verification labels: CleanNet, the class index and the judgement of every label.
+
+    sets, seen: reference sets and evidence. checked: verification labels (row, label, verified). folder: of a stage.
+    """
+    net = stage(folder("cleannet"), cleannet.run, place, shards, sets, checked, settings.cleannet)
+    published = published_cleannet(settings, place, folder("cleannet_published"), shards, sets, checked)
+    index = stage(folder("class_index"), class_index.run, place, shards, sets, net)
+    return stage(
+        folder("relevance"),
         relevance.run,
         place,
         Sources(shards, sets[0], net[0], index[0], seen[0], published[0] if published else None),
@@ -175,7 +214,6 @@ def one_round(settings: Settings, place: Place, inputs: Inputs, number: int, las
         class_folds=settings.evidence.class_folds,
         num_rows=inputs.train.num_rows,
     )
-    return Round(trained, shards, judged)
 
 
 def stage(folder: str, run: Any, place: Place, *args: Any, **kwargs: Any) -> Made:
@@ -184,13 +222,12 @@ def stage(folder: str, run: Any, place: Place, *args: Any, **kwargs: Any) -> Mad
 
 
 def published_cleannet(
-    settings: Settings, place: Place, number: int, shards: FeatureShards, sets: Made, checked: pa.Table
+    settings: Settings, place: Place, folder: str, shards: FeatureShards, sets: Made, checked: pa.Table
 ) -> Made | None:
     """CleanNet exactly as published, to be reported beside the run's own detector."""
     if not settings.detector.published_steps:
         return None
     preset = type(settings.cleannet)(preset="paper", steps=settings.detector.published_steps)
-    folder = place.round_path(number, "cleannet_published")
     return stage(folder, cleannet.run, place, shards, sets, checked, preset, name="cleannet_published")
 
 
@@ -310,12 +347,16 @@ def predict_test(
         return {}
     found: dict[str, Predictions] = {}
     for name, trained in classifiers.items():
-        # Beside the backbone: classifiers that share one share its features of the test images.
-        home = trained.backbone[0] if trained.backbone else place.round_path(0, "features")
-        shards = make_features(settings, place, inputs.test, home + "_test_features", trained.backbone, None)
+        shards = make_test_features(settings, place, inputs.test, trained.backbone)
         folder = trained.made[0] + "_test_predictions"
         found[name] = predictions.run(place, folder, shards, trained.made, trained.projection)
     return found
+
+
+def make_test_features(settings: Settings, place: Place, test: Ingested, backbone: Made | None) -> FeatureShards:
+    """Features of the test images. Beside the backbone: classifiers that share one share them."""
+    home = backbone[0] if backbone else place.round_path(0, "features")
+    return make_features(settings, place, test, home + "_test_features", backbone, None)
 
 
 def round_ended(
