@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
-from cleanscale import train
+from cleanscale import train, tune
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (train.main, "the main job: find wrong labels, train classifiers, evaluate (train --help: all settings)"),
+    "tune": (tune.main, "a sweep over settings or verification budgets, from a file like those of tune/"),
 }
 
 

@@ -222,16 +222,22 @@ def in_words(error: ValidationError, program: str = PROGRAM) -> str:
 
 def resolved_toml(settings: Settings, class_names: Sequence[str] | None = None) -> bytes:
     """The settings as used, the versions of what ran, and the names of the classes: a run folder's settings.toml."""
+    document = plain(settings)
+    document["versions"] = versions()
+    if class_names is not None:
+        document["classes"] = {"names": list(class_names)}
+    return tomli_w.dumps(document).encode()
+
+
+def plain(settings: Settings) -> dict[str, Any]:
+    """All settings as used, as nested values that TOML can hold."""
     document = without_none(settings.model_dump(mode="json"))
     document["run"]["uri"] = settings.run_uri
     # Loaded again, every value here counts as given: what a preset set must stand in it, what gives way must not.
     document["cleannet"] = without_none(settings.cleannet.resolved().model_dump(mode="json"))
     if "epochs" not in settings.classifier.model_fields_set:
         del document["classifier"]["epochs"]
-    document["versions"] = versions()
-    if class_names is not None:
-        document["classes"] = {"names": list(class_names)}
-    return tomli_w.dumps(document).encode()
+    return document
 
 
 def versions() -> dict[str, str]:

@@ -139,7 +139,9 @@ def one_round(settings: Settings, place: Place, inputs: Inputs, number: int, las
     folder = partial(place.round_path, number)
     sets = make_references(settings, place, shards, folder("references"))
     seen = make_evidence(settings, place, inputs, shards, sets, folder("evidence"), last.weights if last else None)
-    return Round(trained, shards, judge(settings, place, inputs, shards, sets, seen, inputs.train.verification(), folder))
+    return Round(
+        trained, shards, judge(settings, place, inputs, shards, sets, seen, inputs.train.verification(), folder)
+    )
 
 
 def classifier_and_features(
@@ -152,9 +154,7 @@ def classifier_and_features(
         backbone, shards = frozen_features(settings, place, inputs)
         return train_head(settings, place, inputs, number, shards, backbone, None), shards
     trained = train_classifier(settings, place, inputs, number, last)
-    return trained, make_features(
-        settings, place, inputs.train, place.round_path(number, "features"), trained.backbone
-    )
+    return trained, make_features(settings, place, inputs.train, place.round_path(number, "features"), trained.backbone)
 
 
 def make_references(settings: Settings, place: Place, shards: FeatureShards, folder: str) -> Made:

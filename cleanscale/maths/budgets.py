@@ -1,7 +1,7 @@
 """Verification budgets: which labels a budget has, and from which budget on more verification stops paying.
 
-V verification labels, N images, B budgets, R repeats. Budgets of one repeat are nested: of two, the one with at least as
-many classes and labels per class has all the labels of the other.
+V verification labels, N images, B budgets, R repeats. Budgets of one repeat are nested: of two, the one with at
+least as many classes and labels per class has all the labels of the other.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cleanscale.maths.intervals import Measured
+from cleanscale.maths.intervals import RESAMPLES, Measured
 from cleanscale.maths.keyed_random import Purpose, folds_of_classes, generator, hash_rows
 
 _CLASSES, _ROWS, _ACCURACY = 0, 1, 2
@@ -44,9 +44,7 @@ def evaluation_classes(label_V: np.ndarray, *, seed: int, repeat: int, folds: in
     return label_C[fold_C == repeat % min(folds, len(label_C))]
 
 
-def draw(
-    row_V: np.ndarray, label_V: np.ndarray, budget: Budget, *, seed: int, repeat: int, folds: int
-) -> np.ndarray:
+def draw(row_V: np.ndarray, label_V: np.ndarray, budget: Budget, *, seed: int, repeat: int, folds: int) -> np.ndarray:
     """bool [V]: the verification labels that a budget has. What is drawn does not depend on the order of the rows.
 
     A class with fewer labels than the budget gives those that it has.
@@ -67,7 +65,7 @@ def _key(seed: int, repeat: int) -> list[int]:
 
 
 def mean_accuracy(
-    correct_RN: np.ndarray, other_RN: np.ndarray | None = None, *, resamples: int = 1000, seed: int = 0
+    correct_RN: np.ndarray, other_RN: np.ndarray | None = None, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Measured:
     """Mean accuracy in percent of R repeats on the same N test images, with an interval over the images.
 

@@ -55,7 +55,9 @@ def _curves(axes: Axes, points: Sequence[Mapping[str, Any]], of: Any) -> None:
             continue
         x_B = np.array([labels for labels, _ in measured])
         value_B = np.array([m["value"] for _, m in measured])
-        low_B, high_B = (np.array([m["value"] if m[end] is None else m[end] for _, m in measured]) for end in ("low", "high"))
+        low_B, high_B = (
+            np.array([m["value"] if m[end] is None else m[end] for _, m in measured]) for end in ("low", "high")
+        )
         axes.errorbar(
             x_B,
             value_B,
@@ -94,13 +96,13 @@ def answer(summary: Mapping[str, Any]) -> str:
     chosen, top, margin = summary["stops_paying"], summary["largest"], summary["margin"]
     if chosen is None:
         return (
-            f"No smaller budget is sure to be within {margin:g} points of the largest one ({top['labels']:,.0f} labels): "
-            "more verification may still pay."
+            f"No smaller budget is sure to be within {margin:g} points of the largest one "
+            f"({top['labels']:,.0f} labels): more verification may still pay."
         )
     return (
         f"After {chosen['labels']:,.0f} labels ({100 * chosen['classes']:g} % of the verified classes x "
-        f"{chosen['labels_per_class']}) more verification stops paying: up to {top['labels']:,.0f} labels it gains less "
-        f"than {margin:g} points of error."
+        f"{chosen['labels_per_class']}) more verification stops paying: up to {top['labels']:,.0f} labels it gains "
+        f"less than {margin:g} points of error."
     )
 
 

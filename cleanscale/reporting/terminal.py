@@ -179,7 +179,9 @@ def _accuracy(summary: Summary) -> RenderableType | None:
     gains = summary.metrics.get("difference", {}).get("classification", {})
     measures = [measure for measure in ("top1", "top5") if any(measure in by for by in rounds.values())]
     first = next(iter(rounds))
-    table = plain_table("classifier", *({"top1": "top-1", "top5": "top-5"}[m] for m in measures), f"gain over {first}", "n")
+    table = plain_table(
+        "classifier", *({"top1": "top-1", "top5": "top-5"}[m] for m in measures), f"gain over {first}", "n"
+    )
     for name, by_measure in rounds.items():
         gain = gains.get(name, {}).get(first, {}).get("top1")
         table.add_row(

@@ -56,8 +56,8 @@ def run(
 ) -> Manifest:
     """Fit CleanNet into `folder`: its weights, and cosines of verified images from models that did not see their class.
 
-    references: (folder, fingerprint). verification: row, label, verified. on_cosines hears how the fits come along, about every
-    `cosines_every` steps; only in a trial (`engine.here`), where the loop runs in the caller's process.
+    references: (folder, fingerprint). verification: row, label, verified. on_cosines hears how the fits come along,
+    about every `cosines_every` steps; only in a trial (`engine.here`), where the loop runs in the caller's process.
     """
     resolved = settings.resolved()
     stage = open_stage(

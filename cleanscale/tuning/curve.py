@@ -94,21 +94,23 @@ def _point(
     both = {case.repeat for case in each} & {case.repeat for case in by_budget[top]}
     gap = None
     if both:
-        gap = _paired(*(_judged(folder, [c for c in by_budget[b] if c.repeat in both]) for b in (budget, top)), detector, sure)
+        gap = _paired(
+            *(_judged(folder, [c for c in by_budget[b] if c.repeat in both]) for b in (budget, top)), detector, sure
+        )
         point["error_minus_largest"] = gap.to_json()
     known = _truth(folder, each)
     if known:
         point["true_error"] = {name: measured_errors(counts, **sure)[0].to_json() for name, counts in known.items()}
     correct = _correct(folder, each)
     if correct is not None:
-        point["accuracy"] = budgets.mean_accuracy(correct, **sure).to_json()
+        point["accuracy"] = budgets.mean_accuracy(correct, None, **sure).to_json()
         best = _correct(folder, by_budget[top])
         point["accuracy_minus_largest"] = budgets.mean_accuracy(correct, best, **sure).to_json()
     return point, gap
 
 
 def _judged(folder: str, each: Sequence[Case]) -> pa.Table:
-    """Verdicts of several repeats. Classes of different repeats are told apart: `class` is unique to class and repeat."""
+    """Verdicts of several repeats. `class` tells the classes of different repeats apart."""
     tables = []
     for case in each:
         table = read_table(uris.join(_folder(folder, case), JUDGED))
@@ -173,7 +175,10 @@ def to_table(summary: Mapping[str, Any]) -> pa.Table:
     """budget.parquet: a row per budget, measures of the run's own detector with the ends of their intervals."""
     rows = []
     for point in summary["budgets"]:
-        row = {name: point[name] for name in ("classes", "labels_per_class", "labels", "verified_classes", "repeats", "seconds")}
+        row = {
+            name: point[name]
+            for name in ("classes", "labels_per_class", "labels", "verified_classes", "repeats", "seconds")
+        }
         measures = {"error": point["error"][summary["detector"]]["evaluation"]}
         measures["error_in_verified_classes"] = point["error"][summary["detector"]]["verified_classes"]
         measures["error_minus_largest"] = point.get("error_minus_largest")

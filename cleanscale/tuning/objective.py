@@ -98,7 +98,9 @@ def _stored(
             sources = Sources(features, references, "", "", "")
             found[REFERENCE_COSINE].append(judged_shard.reference_cosine(shard, sources, own))
         if evidence is not None and wanted - {REFERENCE_COSINE}:
-            table = read_table(uris.join(evidence, f"{shard.name}.parquet"), ["row", *sorted(wanted - {REFERENCE_COSINE})])
+            table = read_table(
+                uris.join(evidence, f"{shard.name}.parquet"), ["row", *sorted(wanted - {REFERENCE_COSINE})]
+            )
             at_N = judged_shard.places(table["row"].to_numpy(), own.row_N)
             for name in wanted - {REFERENCE_COSINE}:
                 found[name].append(table[name].to_numpy()[at_N])

@@ -47,7 +47,9 @@ class BudgetSettings(BaseModel):
 
     model_config = FROZEN
 
-    classes: tuple[float, ...] = Field((), description="Shares of the verified classes that a budget may use, each in (0, 1].")
+    classes: tuple[float, ...] = Field(
+        (), description="Shares of the verified classes that a budget may use, each in (0, 1]."
+    )
     labels_per_class: tuple[int, ...] = Field((), description="Verification labels in each of those classes.")
     repeats: int = Field(2, ge=1, description="Draws of each budget, each judged on other verified classes.")
     evaluation_folds: int = Field(
@@ -134,7 +136,7 @@ def check(sweep: SweepSettings, file: str) -> None:
     if sweep.tune.stop_bad and detectors != {"cleannet"}:
         raise ConfigError(
             f"--tune.stop_bad is true with detector {', '.join(sorted(detectors))}; expected cleannet, whose error is "
-            "known while it is fitted; set name = \"cleannet\" under [detector], or stop_bad = false"
+            'known while it is fitted; set name = "cleannet" under [detector], or stop_bad = false'
         )
 
 
@@ -151,8 +153,8 @@ def _check_budget(budget: BudgetSettings, tune: TuneSettings) -> None:
             raise ConfigError(f"--budget.{name} is {list(values)!r}; expected at least one value, each once")
     if budget.repeats > budget.evaluation_folds:
         raise ConfigError(
-            f"--budget.repeats is {budget.repeats} and --budget.evaluation_folds {budget.evaluation_folds}; expected at "
-            "most as many repeats as folds, since each repeat is judged on other classes; change one of them"
+            f"--budget.repeats is {budget.repeats} and --budget.evaluation_folds {budget.evaluation_folds}; expected "
+            "at most as many repeats as folds, since each repeat is judged on other classes; change one of them"
         )
     if tune.stop_bad:
         raise ConfigError("--tune.stop_bad is true with [budget]; expected false: every budget is a point of the curve")
@@ -161,7 +163,9 @@ def _check_budget(budget: BudgetSettings, tune: TuneSettings) -> None:
 def shown(sweep: SweepSettings) -> dict[str, Any]:
     """The sweep's own settings as plain values."""
     return config.without_none(
-        {"tune": sweep.tune.model_dump(mode="json"), "space": sweep.space, "budget": sweep.budget.model_dump(mode="json")}
+        {
+            "tune": sweep.tune.model_dump(mode="json"),
+            "space": sweep.space,
+            "budget": sweep.budget.model_dump(mode="json"),
+        }
     )
-
-

@@ -76,8 +76,8 @@ def check_verification(checked: pa.Table) -> None:
     classes = len(set(labels.tolist()))
     if classes < FEWEST_CLASSES:
         raise DataError(
-            f"found {len(labels)} verification labels in {classes} classes; expected at least {FEWEST_CLASSES} verified "
-            "classes, since a sweep is judged on whole classes that it leaves out; verify labels of more classes"
+            f"found {len(labels)} verification labels in {classes} classes; expected at least {FEWEST_CLASSES} "
+            "verified classes, since a sweep is judged on classes that it leaves out; verify labels of more classes"
         )
 
 

@@ -51,6 +51,7 @@ def _examples() -> str:
 def _dimension(name: str, value: Mapping[str, Any]) -> Dimension:
     if len(value) != 1 or next(iter(value)) not in KINDS:
         raise ConfigError(f"space.{name} is {dict(value)!r}; expected one of {', '.join(KINDS)}: {_examples()}")
+    kind: Any
     kind, ends = next(iter(value.items()))
     if not isinstance(ends, Sequence) or isinstance(ends, str) or not _good(kind, ends):
         raise ConfigError(f"space.{name} is {{{kind} = {ends!r}}}; expected {KINDS[kind]}")

@@ -6,21 +6,21 @@ after a kill goes on, and a sweep whose settings or inputs changed is done anew.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import tomli_w
 
 from cleanscale import config
 from cleanscale.engine.here import Here, in_this_process
-from cleanscale.engine.search import OBJECTIVE, TIME, Plan, Tried, concurrency, run_trials
+from cleanscale.engine.search import OBJECTIVE, TIME, Plan, Tried, run_trials
 from cleanscale.engine.session import session
-from cleanscale.maths.intervals import Measured, measured_accuracy, measured_errors
 from cleanscale.maths.detection_metrics import ClassCounts
+from cleanscale.maths.intervals import measured_accuracy, measured_errors
 from cleanscale.reporting import formats, sweeps
 from cleanscale.reporting.progress import Progress, Step
 from cleanscale.reporting.terminal import report_console
@@ -28,16 +28,18 @@ from cleanscale.stages.place import Place
 from cleanscale.storage import uris
 from cleanscale.storage.manifests import StageFolder, open_stage, read_json, write_json
 from cleanscale.storage.tables import read_table, write_table
-from cleanscale.tracking import Silent, tracked_sweep
+from cleanscale.tracking import Silent, TrackingSettings, tracked, tracking_uri
 from cleanscale.tuning import curve, shared, trial
 from cleanscale.tuning.settings import SweepSettings, shown
 from cleanscale.tuning.shared import Shared
 from cleanscale.tuning.space import with_values
-from cleanscale.tuning.trial import Case, Judgement, Try
+from cleanscale.tuning.trial import Judgement, Try
 
 log = logging.getLogger(__name__)
 
 BUDGET, SEARCH, BEST, FIGURE = "budget.json", "search.json", "best.toml", "figures/verification_budget.png"
+# Sections of the run whose settings trials read; what comes before is in the fingerprints of the shared stages.
+AFTER_FEATURES = ("references", "cleannet", "heads", "classifier", "evidence", "detector", "treatment", "evaluate")
 # Changing how fast a sweep goes does not make it another sweep.
 PACE = {"max_concurrent", "limit_s", "name", "run", "cpus_per_trial"}
 
@@ -55,10 +57,9 @@ def run(sweep: SweepSettings, progress: Progress) -> dict[str, Any]:
         name = BUDGET if not sweep.space else SEARCH
         if stage.complete is None:
             uris.write_bytes(stage.path("settings.toml"), settings_toml(sweep))
-            with tracked_sweep(sweep.tracking, sweep.run_uri, folder) as parent:
+            with tracked(tracking_beside(sweep), folder) as parent:
                 parent.parameters(shown(sweep))
-                listener = Trials(sweep, folder, parent, progress)
-                with listener:
+                with Trials(sweep, folder, parent, progress) as listener:
                     tried = run_trials(work(sweep, parts, folder), plan(sweep, parts, folder), listener)
                 found = outcome(sweep, parts, place, stage, tried)
                 parent.report("outcome", headline(found))
@@ -74,8 +75,8 @@ def key(sweep: SweepSettings) -> dict[str, Any]:
     own = shown(sweep)
     own["tune"] = {name: value for name, value in own["tune"].items() if name not in PACE}
     run_settings = sweep.base.model_dump(mode="json")
-    after = ("run", "cleanset", "cleannet", "references", "heads", "evidence", "detector", "treatment", "evaluate")
-    return own | {name: run_settings[name] for name in after if name in run_settings and name != "run"}
+    run_settings["cleannet"] = sweep.base.cleannet.resolved().model_dump(mode="json")
+    return own | {name: run_settings[name] for name in AFTER_FEATURES}
 
 
 def settings_toml(sweep: SweepSettings) -> bytes:
@@ -115,47 +116,56 @@ def work(sweep: SweepSettings, parts: Shared, folder: str) -> Any:
     return Try(parts, folder, max(1, sweep.tune.stop_bad_after // 2), own)
 
 
+def tracking_beside(sweep: SweepSettings) -> TrackingSettings:
+    """The store of the run that the sweep is about, not one inside its folder."""
+    return sweep.tracking.model_copy(update={"uri": tracking_uri(sweep.tracking, sweep.run_uri)})
+
+
 class Trials:
     """What is heard of trials: progress, and an MLflow run for each below the sweep's; all of them end."""
 
-    def __init__(self, sweep: SweepSettings, folder: str, parent: Any, progress: Progress) -> None:
+    def __init__(self, sweep: SweepSettings, folder: str, parent: Silent, progress: Progress) -> None:
         self.folder, self.parent = folder, parent
         total = sweep.tune.trials if sweep.space else len(curve.cases(sweep))
-        self.step_of = progress.step("trials", total, "trials")
+        self.progress = progress.step("trials", total, "trials")
         self.step: Step | None = None
-        self.runs: dict[str, Silent] = {}
+        self.runs: dict[str, tuple[Silent, contextlib.AbstractContextManager[Silent]]] = {}
 
     def __enter__(self) -> Trials:
-        self.step = self.step_of.__enter__()
+        self.step = self.progress.__enter__()
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        self.step_of.__exit__(*error)
-        status = "FINISHED" if error[0] is None else "KILLED"
-        for run in self.runs.values():
-            run.end(status)
-        self.runs.clear()
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        for name in list(self.runs):  # whatever ends the sweep ends its trials
+            self.close(name, error or KeyboardInterrupt())
+        self.progress.__exit__(kind, error, trace)
+
+    def close(self, name: str, error: BaseException | None) -> None:
+        _, ending = self.runs.pop(name)
+        ending.__exit__(None if error is None else type(error), error, None)
 
     def started(self, config: Mapping[str, Any]) -> None:
         name = trial.name_of(config)
         if name not in self.runs:
-            self.runs[name] = self.parent.child(name)
-            self.runs[name].parameters(config.get("case", config))
+            ending = self.parent.child(name, {"cleanscale.trial": name})
+            self.runs[name] = ending.__enter__(), ending
+            self.runs[name][0].parameters(config.get("case", config))
 
     def reported(self, config: Mapping[str, Any], numbers: Mapping[str, Any]) -> None:
         self.started(config)
-        self.runs[trial.name_of(config)].report("trial", {OBJECTIVE: numbers[OBJECTIVE]}, int(numbers[TIME]))
+        self.runs[trial.name_of(config)][0].report("trial", {OBJECTIVE: numbers[OBJECTIVE]}, int(numbers[TIME]))
 
     def ended(self, config: Mapping[str, Any], *, failed: bool) -> None:
         name = trial.name_of(config)
         self.started(config)
-        run, done = self.runs.pop(name), trial.finished(self.folder, config)
+        done = trial.finished(self.folder, config)
         if done is not None:
-            run.report("trial", {k: v for k, v in done.items() if isinstance(v, (int, float))})
-        run.end("FAILED" if failed else "FINISHED")
+            self.runs[name][0].report("trial", {k: v for k, v in done.items() if isinstance(v, (int, float))})
+        words = "failed" if failed else "stopped early" if done is None else said(done)
+        self.runs[name][0].tags({"cleanscale.ended": words})
+        self.close(name, RuntimeError(name) if failed else None)
         assert self.step is not None
         self.step.advance(1)
-        words = "failed" if failed else "stopped early" if done is None else said(done)
         log.info("trial %s: %s", name, words)
 
 
@@ -171,11 +181,27 @@ def headline(found: Mapping[str, Any]) -> dict[str, Any]:
     """The few numbers of the sweep's own MLflow run."""
     if "budgets" in found:
         chosen = found["stops_paying"]
-        return {"stops_paying_labels": chosen["labels"] if chosen else None, "largest_labels": found["largest"]["labels"]}
+        return {
+            "stops_paying_labels": chosen["labels"] if chosen else None,
+            "largest_labels": found["largest"]["labels"],
+        }
     return {"best_objective": found["best"]["objective"], "run_objective": found["run"]["objective"]}
 
 
-def outcome(sweep: SweepSettings, parts: Shared, place: Place, stage: StageFolder, tried: list[Tried]) -> dict[str, Any]:
+def print_outcome(sweep: SweepSettings, found: Mapping[str, Any]) -> None:
+    """The end of a sweep on the terminal."""
+    folder = uris.join(sweep.run_uri, "tune", str(sweep.tune.name))
+    if "budgets" in found:
+        places = {"curve": uris.join(folder, FIGURE), "numbers": uris.join(folder, BUDGET)}
+        sweeps.print_budgets(report_console(), found, places)
+    else:
+        places = {"best settings": uris.join(folder, BEST), "trials": uris.join(folder, SEARCH)}
+        sweeps.print_search(report_console(), found, places)
+
+
+def outcome(
+    sweep: SweepSettings, parts: Shared, place: Place, stage: StageFolder, tried: list[Tried]
+) -> dict[str, Any]:
     """Write what the sweep found, and return it."""
     if not sweep.space:
         return budget_outcome(sweep, parts, stage)
@@ -231,4 +257,21 @@ def search_outcome(sweep: SweepSettings, parts: Shared, stage: StageFolder, trie
         found["run"] = compared(parts.settings, parts, stage.path("compared", "run"), own)
         found["best"] = best | compared(settings, parts, stage.path("compared", "best"), own)
     write_json(stage.path(SEARCH), found)
+    return found
+
+
+def compared(settings: Any, parts: Shared, folder: str, own_evidence: bool) -> dict[str, Any]:
+    """A run with these settings: its class-fold error, and what nothing was chosen by (true error, accuracy)."""
+    place = trial.place_of_trial(parts, folder)
+    objective, _ = trial.try_settings(settings, place, parts, 10**9, own_evidence, lambda *_: None)
+    judged = trial.judge(settings, place, parts, parts.verification(), own_evidence)
+    known = trial.truth(judged, parts)
+    accuracy = trial.top1(place, parts, judged)
+    found: dict[str, Any] = {"objective": objective}
+    if known is not None:
+        columns = [known[name].to_numpy() for name in ("label", "images", f"{settings.detector.name}.errors")]
+        found["true_error"] = measured_errors(ClassCounts(*columns), resamples=settings.evaluate.resamples)[0].to_json()
+    if accuracy is not None:
+        correct_N = read_table(place.path(trial.CORRECT))["correct"].to_numpy(zero_copy_only=False)
+        found["accuracy"] = measured_accuracy(correct_N).to_json()
     return found

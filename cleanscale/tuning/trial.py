@@ -220,15 +220,18 @@ class Judgement:
         return found
 
 
-def judge(settings: Settings, place: Place, shared: Shared, given: pa.Table) -> Made:
+def judge(settings: Settings, place: Place, shared: Shared, given: pa.Table, own_evidence: bool = False) -> Made:
     """CleanNet and the judgement of every label from these verification labels."""
+    sets, seen = shared.references_of(settings), shared.evidence
+    if own_evidence:
+        seen = pipeline.make_evidence(settings, place, shared.inputs, shared.features, sets, place.path("evidence"))
     return pipeline.judge(
         settings,
         place,
         shared.inputs,
         shared.features,
-        shared.references_of(settings),
-        shared.evidence,
+        sets,
+        seen,
         given,
         place.path,
     )
