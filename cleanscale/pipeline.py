@@ -12,36 +12,28 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import pyarrow as pa
-
 from cleanscale.config import Settings, resolved_toml, versions
 from cleanscale.engine.session import session
+from cleanscale.judging import Made, judge, make_evidence, make_references, stage
 from cleanscale.reporting.progress import Progress
 from cleanscale.reporting.terminal import Summary
 from cleanscale.stages import (
     cache,
-    class_index,
     classifier,
-    cleannet,
-    evidence,
     features,
     glyphs,
     head_classifier,
     ingest,
     predictions,
-    references,
     relevance,
 )
 from cleanscale.stages.feature_shards import FeatureShards
 from cleanscale.stages.ingest import Ingested
-from cleanscale.stages.judged_shard import Sources
 from cleanscale.stages.place import Place, Report
 from cleanscale.stages.predictions import Predictions
 from cleanscale.storage import uris
 
 log = logging.getLogger(__name__)
-
-Made = tuple[str, str]  # (folder, fingerprint) of a stage
 
 
 @dataclass(frozen=True)
@@ -138,9 +130,11 @@ def one_round(settings: Settings, place: Place, inputs: Inputs, number: int, las
     trained, shards = classifier_and_features(settings, place, inputs, number, last)
     folder = partial(place.round_path, number)
     sets = make_references(settings, place, shards, folder("references"))
-    seen = make_evidence(settings, place, inputs, shards, sets, folder("evidence"), last.weights if last else None)
+    seen = make_evidence(
+        settings, place, inputs.train, shards, sets, folder("evidence"), last.weights if last else None
+    )
     return Round(
-        trained, shards, judge(settings, place, inputs, shards, sets, seen, inputs.train.verification(), folder)
+        trained, shards, judge(settings, place, inputs.train, shards, sets, seen, inputs.train.verification(), folder)
     )
 
 
@@ -155,80 +149,6 @@ def classifier_and_features(
         return train_head(settings, place, inputs, number, shards, backbone, None), shards
     trained = train_classifier(settings, place, inputs, number, last)
     return trained, make_features(settings, place, inputs.train, place.round_path(number, "features"), trained.backbone)
-
-
-def make_references(settings: Settings, place: Place, shards: FeatureShards, folder: str) -> Made:
-    per_class = settings.references.per_class or settings.cleannet.resolved().references_per_class
-    return stage(folder, references.run, place, shards, settings.references, per_class=per_class)
-
-
-def make_evidence(
-    settings: Settings,
-    place: Place,
-    inputs: Inputs,
-    shards: FeatureShards,
-    sets: Made,
-    folder: str,
-    weights: Made | None = None,
-) -> Made:
-    return stage(
-        folder,
-        evidence.run,
-        place,
-        shards,
-        inputs.train.num_classes,
-        settings.heads,
-        settings.evidence,
-        references=sets,
-        weights=weights,
-    )
-
-
-def judge(
-    settings: Settings,
-    place: Place,
-    inputs: Inputs,
-    shards: FeatureShards,
-    sets: Made,
-    seen: Made,
-    checked: pa.Table,
-    folder: Callable[[str], str],
-) -> Made:
-    """What follows from verification labels: CleanNet, the class index and the judgement of every label.
-
-    sets, seen: reference sets and evidence. checked: verification labels (row, label, verified). folder: of a stage.
-    """
-    net = stage(folder("cleannet"), cleannet.run, place, shards, sets, checked, settings.cleannet)
-    published = published_cleannet(settings, place, folder("cleannet_published"), shards, sets, checked)
-    index = stage(folder("class_index"), class_index.run, place, shards, sets, net)
-    return stage(
-        folder("relevance"),
-        relevance.run,
-        place,
-        Sources(shards, sets[0], net[0], index[0], seen[0], published[0] if published else None),
-        {"features": shards.fingerprint, "cleannet": net[1], "class_index": index[1], "evidence": seen[1]}
-        | ({"cleannet_published": published[1]} if published else {}),
-        checked,
-        settings.detector,
-        settings.treatment,
-        class_folds=settings.evidence.class_folds,
-        num_rows=inputs.train.num_rows,
-    )
-
-
-def stage(folder: str, run: Any, place: Place, *args: Any, **kwargs: Any) -> Made:
-    """Run a stage in its folder; what others need of it is where it is and what it was made from."""
-    return folder, run(place, folder, *args, **kwargs).fingerprint
-
-
-def published_cleannet(
-    settings: Settings, place: Place, folder: str, shards: FeatureShards, sets: Made, checked: pa.Table
-) -> Made | None:
-    """CleanNet exactly as published, to be reported beside the run's own detector."""
-    if not settings.detector.published_steps:
-        return None
-    preset = type(settings.cleannet)(preset="paper", steps=settings.detector.published_steps)
-    return stage(folder, cleannet.run, place, shards, sets, checked, preset, name="cleannet_published")
 
 
 def on_features(settings: Settings, inputs: Inputs, number: int) -> bool:

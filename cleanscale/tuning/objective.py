@@ -95,7 +95,7 @@ def _stored(
         own = own.take(mine_N)
         rows.append(own.row_N)
         if REFERENCE_COSINE in wanted:
-            sources = Sources(features, references, "", "", "")
+            sources = Sources(features, references, None, None, "")
             found[REFERENCE_COSINE].append(judged_shard.reference_cosine(shard, sources, own))
         if evidence is not None and wanted - {REFERENCE_COSINE}:
             table = read_table(

@@ -55,6 +55,9 @@ class BudgetSettings(BaseModel):
     evaluation_folds: int = Field(
         5, ge=2, description="Verified classes are cut into so many folds; a repeat leaves one out and is judged on it."
     )
+    cleannet: bool = Field(
+        False, description="Fit CleanNet to every budget too, for its own error, where the run's detector needs it not."
+    )
     margin: float = Field(
         1.0, gt=0, description="Points of error: more verification pays when it is sure to gain or may gain so much."
     )

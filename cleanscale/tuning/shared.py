@@ -8,10 +8,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from cleanscale import pipeline
+from cleanscale import judging, pipeline
 from cleanscale.config import Settings
 from cleanscale.errors import DataError
-from cleanscale.pipeline import Inputs, Made, Trained
+from cleanscale.judging import Made
+from cleanscale.pipeline import Inputs, Trained
 from cleanscale.stages.feature_shards import FeatureShards
 from cleanscale.stages.place import Place
 from cleanscale.storage import uris
@@ -60,14 +61,14 @@ def make(sweep: SweepSettings, place: Place) -> Shared:
     trained, features = pipeline.classifier_and_features(settings, place, inputs, 0, None)
     test = inputs.test and pipeline.make_test_features(settings, place, inputs.test, trained.backbone)
     folder = partial(place.round_path, 0)
-    first = pipeline.make_references(settings, place, features, folder("references"))
-    seen = pipeline.make_evidence(settings, place, inputs, features, first, folder("evidence"))
+    first = judging.make_references(settings, place, features, folder("references"))
+    seen = judging.make_evidence(settings, place, inputs.train, features, first, folder("evidence"))
     sets = {references_name(settings): first}
     for values in reference_cases(sweep.dimensions) if sweep.space else []:
         case = with_values(settings, values)
         name = references_name(case)
         if name not in sets:
-            sets[name] = pipeline.make_references(case, place, features, place.path("tune", "references", name))
+            sets[name] = judging.make_references(case, place, features, place.path("tune", "references", name))
     return Shared(settings, inputs, trained, features, test, sets, seen)
 
 

@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cleanscale import pipeline
+from cleanscale import judging, pipeline
 from cleanscale.config import Settings
 from cleanscale.engine.search import Reporter
+from cleanscale.judging import Made
 from cleanscale.maths import budgets
 from cleanscale.maths.budgets import Budget
 from cleanscale.maths.detection_metrics import count_by_class, error_per_class
-from cleanscale.pipeline import Made
-from cleanscale.stages import cleannet, evaluate, predictions
+from cleanscale.stages import cleannet, evaluate, head_classifier, predictions
 from cleanscale.stages.place import Place
 from cleanscale.storage import uris
 from cleanscale.storage.manifests import fingerprint, read_json, write_json
@@ -119,7 +119,9 @@ def try_settings(
     sets = shared.references_of(settings)
     seen: Made | None = shared.evidence if objective.needs_evidence(detector) else None
     if seen is not None and own_evidence:
-        seen = pipeline.make_evidence(settings, place, shared.inputs, shared.features, sets, place.path("evidence"))
+        seen = judging.make_evidence(
+            settings, place, shared.inputs.train, shared.features, sets, place.path("evidence")
+        )
 
     def error_with(cosines: tuple[np.ndarray, np.ndarray] | None) -> float | None:
         evidence, verified_N = objective.verified_evidence(
@@ -166,6 +168,12 @@ def try_settings(
     return error, steps
 
 
+def evidence_of(settings: Settings, place: Place, shared: Shared) -> Made:
+    """A trial's own heads and signals, where settings of theirs are searched."""
+    sets, folder = shared.references_of(settings), place.path("evidence")
+    return judging.make_evidence(settings, place, shared.inputs.train, shared.features, sets, folder)
+
+
 def most_steps(resolved: Any) -> int:
     """Optimiser steps of CleanNet and its folds."""
     start = resolved.start_steps if resolved.fold_start == "unverified" else 0
@@ -200,7 +208,7 @@ class Judgement:
         drawn_V = budgets.draw(row_V, label_V, case.budget, **how)
         judges_V = np.isin(label_V, budgets.evaluation_classes(label_V, **how))
         given = checked.filter(pa.array(drawn_V))
-        judged = judge(self.shared.settings, place, self.shared, given)
+        judged = judge(self.shared.settings, place, self.shared, given, cleannet=self.budget.cleannet)
         table = verdicts(judged, self.shared, checked, judges_V, drawn_V)
         write_table(place.path(JUDGED), table)
         known = truth(judged, self.shared)
@@ -220,20 +228,25 @@ class Judgement:
         return found
 
 
-def judge(settings: Settings, place: Place, shared: Shared, given: pa.Table, own_evidence: bool = False) -> Made:
-    """CleanNet and the judgement of every label from these verification labels."""
+def judge(
+    settings: Settings, place: Place, shared: Shared, given: pa.Table, own_evidence: bool = False, cleannet: bool = True
+) -> Made:
+    """The judgement of every label from these verification labels, with CleanNet or without it."""
     sets, seen = shared.references_of(settings), shared.evidence
     if own_evidence:
-        seen = pipeline.make_evidence(settings, place, shared.inputs, shared.features, sets, place.path("evidence"))
-    return pipeline.judge(
+        seen = judging.make_evidence(
+            settings, place, shared.inputs.train, shared.features, sets, place.path("evidence")
+        )
+    return judging.judge(
         settings,
         place,
-        shared.inputs,
+        shared.inputs.train,
         shared.features,
         sets,
         seen,
         given,
         place.path,
+        with_cleannet=cleannet or objective.needs_cleannet(settings.detector.name) or settings.treatment.name == "soft",
     )
 
 
@@ -298,13 +311,13 @@ def top1(place: Place, shared: Shared, judged: Made | None) -> float | None:
     trained = shared.trained
     if judged is not None:
         weights = uris.join(judged[0], "weights.npy"), judged[1]
-        made = pipeline.stage(
+        made = judging.stage(
             place.path("classifier"),
-            pipeline.head_classifier.run,
+            head_classifier.run,
             place,
             shared.features,
             shared.inputs.train.num_classes,
-            pipeline.head_classifier.head_settings(shared.settings.heads, shared.settings.classifier),
+            head_classifier.head_settings(shared.settings.heads, shared.settings.classifier),
             weights=weights if shared.settings.treatment.name != "none" else None,
             backbone=None,
         )
