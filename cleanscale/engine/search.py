@@ -21,7 +21,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from cleanscale.engine.here import Here, in_this_process
 from cleanscale.engine.session import cluster_cpus, cluster_gpus
-from cleanscale.errors import CleanscaleError, ConfigError
+from cleanscale.errors import ConfigError, StageError
 from cleanscale.storage import uris
 
 log = logging.getLogger(__name__)
@@ -150,7 +150,7 @@ def concurrency(plan: Plan) -> int:
 def run_trials(work: Work, plan: Plan, listener: Listener) -> list[Tried]:
     """Run the plan's trials. The same call after a killed driver goes on: finished trials are not run again.
 
-    Raises: the CleanscaleError of the trials when none of them succeeded.
+    Raises: StageError with the first trial's error when all of them failed.
     """
     quiet()
     filesystem, path = uris.arrow_filesystem(uris.join(plan.folder, STATE))
@@ -158,7 +158,9 @@ def run_trials(work: Work, plan: Plan, listener: Listener) -> list[Tried]:
     trainable = tune.with_resources(_trainable(work, plan), _resources(plan))
     _Tell.listener = listener
     try:
-        if uris.exists(state) and tune.Tuner.can_restore(path, storage_filesystem=filesystem):
+        # Killed in its first seconds, a search has nothing to go on from.
+        begun = uris.exists(state) and any("experiment_state" in file.path for file in uris.list_files(state))
+        if begun and tune.Tuner.can_restore(path, storage_filesystem=filesystem):
             log.info("the search goes on where it was interrupted")
             tuner = tune.Tuner.restore(
                 path,
@@ -169,6 +171,7 @@ def run_trials(work: Work, plan: Plan, listener: Listener) -> list[Tried]:
                 storage_filesystem=filesystem,
             )
         else:
+            uris.remove_tree(state)
             tuner = _new_tuner(trainable, plan, path.rsplit("/", 1)[0], filesystem)
         grid = tuner.fit()
     finally:
@@ -176,7 +179,7 @@ def run_trials(work: Work, plan: Plan, listener: Listener) -> list[Tried]:
     tried = [_tried(grid[k]) for k in range(len(grid))]
     errors = [one.error for one in tried if one.error]
     if errors and len(errors) == len(tried):
-        raise CleanscaleError(f"all {len(tried)} trials failed; the first one: {errors[0]}")
+        raise StageError(f"all {len(tried)} trials failed; the first one: {errors[0]}")
     return tried
 
 

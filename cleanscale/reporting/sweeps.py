@@ -74,7 +74,7 @@ def _curves(axes: Axes, points: Sequence[Mapping[str, Any]], of: Any) -> None:
 def print_budgets(console: Console, summary: Mapping[str, Any], places: Mapping[str, str]) -> None:
     """The curve as a table, and the answer."""
     detector = summary["detector"]
-    table = plain_table("classes x labels", "labels", "error, %", "minus largest", "true error, %", "top-1, %")
+    table = plain_table("budget", "labels", "error, %", "minus largest", "true error, %", "top-1, %")
     for point in summary["budgets"]:
         table.add_row(
             f"{point['verified_classes']:.0f} x {point['labels_per_class']}",
@@ -85,7 +85,8 @@ def print_budgets(console: Console, summary: Mapping[str, Any], places: Mapping[
             formats.interval(point.get("accuracy")),
         )
     console.print()
-    console.print(Text("Verification budgets (95 % intervals; error: in verified classes left out)", style="bold cyan"))
+    said = "Verification budgets: classes x labels (95 % intervals; error: in verified classes left out)"
+    console.print(Text(said, style="bold cyan"))
     console.print(table)
     console.print(Text(answer(summary), style="bold"))
     _print_places(console, places)
@@ -103,7 +104,18 @@ def answer(summary: Mapping[str, Any]) -> str:
         f"After {chosen['labels']:,.0f} labels ({100 * chosen['classes']:g} % of the verified classes x "
         f"{chosen['labels_per_class']}) more verification stops paying: up to {top['labels']:,.0f} labels it gains "
         f"less than {margin:g} points of error."
-    )
+    ) + accuracy_there(summary)
+
+
+def accuracy_there(summary: Mapping[str, Any]) -> str:
+    """What test accuracy says of the chosen budget; nothing was chosen by it."""
+    chosen = summary["stops_paying"]
+    for point in summary["budgets"]:
+        same = all(point[name] == chosen[name] for name in ("classes", "labels_per_class"))
+        if same and point.get("accuracy_minus_largest"):
+            gap = formats.interval(point["accuracy_minus_largest"], digits=2, signed=True)
+            return f" Test accuracy there against the largest budget, which chose nothing: {gap} points."
+    return ""
 
 
 def print_search(console: Console, summary: Mapping[str, Any], places: Mapping[str, str]) -> None:

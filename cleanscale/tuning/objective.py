@@ -30,6 +30,10 @@ def needs_evidence(detector: str) -> bool:
     return bool(set(DETECTORS[detector].signals) - {COSINE, REFERENCE_COSINE})
 
 
+def needs_references(detector: str) -> bool:
+    return bool({COSINE, REFERENCE_COSINE} & set(DETECTORS[detector].signals))
+
+
 def class_fold_error(
     detector: str, evidence: Evidence, verified_N: np.ndarray, *, class_folds: int, seed: int, delta: float | None
 ) -> float | None:

@@ -11,8 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cleanscale import config
 from cleanscale.config import Settings
+from cleanscale.detectors import DETECTORS
 from cleanscale.engine.search import Dimension
 from cleanscale.errors import ConfigError
+from cleanscale.tuning import objective
 from cleanscale.tuning import space as spaces
 
 PROGRAM = "cleanscale tune"
@@ -39,7 +41,7 @@ class TuneSettings(BaseModel):
     reduction: int = Field(3, ge=2, description="ASHA goes on with one in so many trials.")
     max_concurrent: int = Field(0, ge=0, description="Trials at a time; 0: as many as the cluster holds.")
     cpus_per_trial: float = Field(1.0, gt=0, description="Cores of a trial.")
-    limit_s: float | None = Field(None, gt=0, description="Seconds after which no more is tried; none: all trials.")
+    limit_s: float | None = Field(None, gt=0, description="Seconds after which trials end; by default all are whole.")
 
 
 class BudgetSettings(BaseModel):
@@ -136,10 +138,25 @@ def check(sweep: SweepSettings, file: str) -> None:
     dimensions = sweep.dimensions
     spaces.reference_cases(dimensions)
     detectors = {sweep.detector.name, *getattr(dimensions.get("detector.name"), "values", ())}
+    for name in dimensions:
+        _check_changes_something(name, detectors)
     if sweep.tune.stop_bad and detectors != {"cleannet"}:
         raise ConfigError(
             f"--tune.stop_bad is true with detector {', '.join(sorted(detectors))}; expected cleannet, whose error is "
             'known while it is fitted; set name = "cleannet" under [detector], or stop_bad = false'
+        )
+
+
+def _check_changes_something(name: str, detectors: set[str]) -> None:
+    """A setting that no searched detector looks at would be tuned by chance."""
+    section = name.split(".")[0]
+    by_section = {"cleannet": objective.needs_cleannet, "heads": objective.needs_evidence}
+    by_section["references"] = objective.needs_references
+    if section in by_section and not any(by_section[section](one) for one in detectors):
+        fitting = [one for one in DETECTORS if by_section[section](one)]
+        raise ConfigError(
+            f"space.{name} changes nothing that detector {', '.join(sorted(detectors))} looks at; expected one of "
+            f"{', '.join(fitting)}; name it under [detector], or search other settings"
         )
 
 

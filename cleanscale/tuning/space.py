@@ -19,7 +19,7 @@ KINDS = {
     "choice": "a list of at least one value: {choice = [10, 25, 50]}",
 }
 # Sections whose settings a trial can have for itself: what comes after the features, which all trials share.
-SEARCHED = ("references", "cleannet", "heads", "evidence", "detector", "treatment")
+SEARCHED = ("references", "cleannet", "heads", "evidence", "detector")
 # Reference sets are made once for each combination of these, before the trials.
 MOST_REFERENCE_SETS = 64
 REFERENCES = ("references.", "cleannet.references_per_class")

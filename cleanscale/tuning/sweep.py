@@ -19,6 +19,7 @@ from cleanscale import config
 from cleanscale.engine.here import Here, in_this_process
 from cleanscale.engine.search import OBJECTIVE, TIME, Plan, Tried, run_trials
 from cleanscale.engine.session import session
+from cleanscale.errors import StageError
 from cleanscale.maths.detection_metrics import ClassCounts
 from cleanscale.maths.intervals import measured_accuracy, measured_errors
 from cleanscale.reporting import formats, sweeps
@@ -41,7 +42,7 @@ BUDGET, SEARCH, BEST, FIGURE = "budget.json", "search.json", "best.toml", "figur
 # Sections of the run whose settings trials read; what comes before is in the fingerprints of the shared stages.
 AFTER_FEATURES = ("references", "cleannet", "heads", "classifier", "evidence", "detector", "treatment", "evaluate")
 # Changing how fast a sweep goes does not make it another sweep.
-PACE = {"max_concurrent", "limit_s", "name", "run", "cpus_per_trial"}
+PACE = {"max_concurrent", "name", "run", "cpus_per_trial"}
 
 
 def run(sweep: SweepSettings, progress: Progress) -> dict[str, Any]:
@@ -50,7 +51,8 @@ def run(sweep: SweepSettings, progress: Progress) -> dict[str, Any]:
     with session(sweep.engine):
         started = time.monotonic()
         parts = shared.make(sweep, place)
-        log.info("shared stages are there after %s", formats.duration(time.monotonic() - started))
+        shared_s = time.monotonic() - started
+        log.info("shared stages are there after %s", formats.duration(shared_s))
         assert sweep.tune.name is not None
         folder = place.path("tune", sweep.tune.name)
         stage = open_stage(folder, "tune", key(sweep), shared.key(parts))
@@ -66,7 +68,14 @@ def run(sweep: SweepSettings, progress: Progress) -> dict[str, Any]:
                 for artifact in (name, BEST, FIGURE):
                     if uris.exists(stage.path(artifact)):
                         parent.artifact(artifact, uris.read_bytes(stage.path(artifact)))
-            stage.finish(notes={"seconds": round(time.monotonic() - started, 1)})
+            seconds = round(time.monotonic() - started, 1)
+            failed = [one.error for one in tried if one.error]
+            if failed:
+                log.warning(
+                    "%d of %d trials failed (%s); the same command tries them again", len(failed), len(tried), failed[0]
+                )
+            else:
+                stage.finish(notes={"seconds": seconds, "shared_seconds": round(shared_s, 1)})
     return read_json(uris.join(folder, name))
 
 
@@ -214,6 +223,8 @@ def budget_outcome(sweep: SweepSettings, parts: Shared, stage: StageFolder) -> d
         result = trial.finished(stage.uri, {"case": asdict(case)})
         if result is not None:
             done[case] = result
+    if not done:
+        raise StageError(f"no trial ended within --tune.limit_s {sweep.tune.limit_s}; expected one; give it more time")
     unweighted = None
     if parts.test is not None:
         where = trial.place_of_trial(parts, stage.path("unweighted"))
@@ -247,6 +258,11 @@ def search_outcome(sweep: SweepSettings, parts: Shared, stage: StageFolder, trie
             }
         )
     whole = [t for t in trials if t["ended"] == "whole"]
+    if not whole:
+        raise StageError(
+            f"none of {len(trials)} trials ran to its end (--tune.limit_s {sweep.tune.limit_s}, --tune.stop_bad "
+            f"{sweep.tune.stop_bad}); expected one at least; give them more time"
+        )
     trials.sort(key=lambda t: (t["ended"] != "whole", t["objective"] is None, t["objective"] or 0.0, t["name"]))
     best = min(whole, key=lambda t: (t["objective"], t["name"]))
     settings = with_values(parts.settings, best["values"])
