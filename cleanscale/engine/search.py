@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -21,8 +23,9 @@ from ray.tune.search.optuna import OptunaSearch
 
 from cleanscale.engine.here import Here, in_this_process
 from cleanscale.engine.session import cluster_cpus, cluster_gpus
-from cleanscale.errors import ConfigError, StageError
+from cleanscale.errors import CleanscaleError, ConfigError, StageError
 from cleanscale.storage import uris
+from cleanscale.storage.manifests import fingerprint, read_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -240,13 +243,23 @@ def _trainable(work: Work, plan: Plan) -> Callable[[dict[str, Any]], None]:
     """The trial as Tune wants it: a function of its configuration."""
     how = Here(max(1, math.floor(plan.cpus_per_trial)), "cuda" if plan.use_gpu else "cpu")
 
+    failures = uris.join(plan.folder, "failed", uuid.uuid4().hex)  # of this call: the next one tries again
+
     def trial(config: dict[str, Any]) -> None:
         from cleanscale.engine.tasks import one_thread
 
+        failed = uris.join(failures, f"{fingerprint(config)}.json")
+        before = read_json(failed)
+        if before is not None:  # a user's error is final: only what a lost node or process did is tried again
+            raise StageError(before["message"])
         one_thread()
         torch.set_num_threads(how.threads)
         with in_this_process(how):
-            work(config, Reporter())
+            try:
+                work(config, Reporter())
+            except CleanscaleError as error:
+                write_json(failed, {"message": str(error)})
+                raise
 
     return trial
 
@@ -254,13 +267,14 @@ def _trainable(work: Work, plan: Plan) -> Callable[[dict[str, Any]], None]:
 def _tried(result: Any) -> Tried:
     metrics = result.metrics or {}
     found = metrics.get(OBJECTIVE)
-    error = None if result.error is None else _last_line(str(result.error))
+    error = None if result.error is None else _message(str(result.error))
     return Tried(dict(result.config or {}), None if found is None else float(found), int(metrics.get(TIME, 0)), error)
 
 
-def _last_line(text: str) -> str:
+def _message(text: str) -> str:
+    """What a traceback ends with; of our own errors without the name of their class."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "no message"
+    return re.sub(r"^cleanscale\.errors\.\w+: ", "", lines[-1]) if lines else "no message"
 
 
 def quiet() -> None:
@@ -268,4 +282,4 @@ def quiet() -> None:
     for name, value in DEFAULT_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     for name in ("ray.tune", "optuna"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # failed trials are told of by the listener

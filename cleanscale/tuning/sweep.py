@@ -63,7 +63,7 @@ def run(sweep: SweepSettings, progress: Progress) -> dict[str, Any]:
                 parent.parameters(shown(sweep))
                 with Trials(sweep, folder, parent, progress) as listener:
                     tried = run_trials(work(sweep, parts, folder), plan(sweep, parts, folder), listener)
-                found = outcome(sweep, parts, place, stage, tried)
+                found = outcome(sweep, parts, stage, tried)
                 parent.report("outcome", headline(found))
                 for artifact in (name, BEST, FIGURE):
                     if uris.exists(stage.path(artifact)):
@@ -208,9 +208,7 @@ def print_outcome(sweep: SweepSettings, found: Mapping[str, Any]) -> None:
         sweeps.print_search(report_console(), found, places)
 
 
-def outcome(
-    sweep: SweepSettings, parts: Shared, place: Place, stage: StageFolder, tried: list[Tried]
-) -> dict[str, Any]:
+def outcome(sweep: SweepSettings, parts: Shared, stage: StageFolder, tried: list[Tried]) -> dict[str, Any]:
     """Write what the sweep found, and return it."""
     if not sweep.space:
         return budget_outcome(sweep, parts, stage)
@@ -229,7 +227,7 @@ def budget_outcome(sweep: SweepSettings, parts: Shared, stage: StageFolder) -> d
     if parts.test is not None:
         where = trial.place_of_trial(parts, stage.path("unweighted"))
         with in_this_process(Here()):
-            trial.top1(where, parts, None)
+            trial.top1(parts.settings, where, parts, None)
         unweighted = read_table(where.path(trial.CORRECT))["correct"].to_numpy(zero_copy_only=False)
     found = curve.summarise(stage.uri, sweep, done, unweighted)
     write_json(stage.path(BUDGET), found)
@@ -270,8 +268,8 @@ def search_outcome(sweep: SweepSettings, parts: Shared, stage: StageFolder, trie
     found: dict[str, Any] = {"detector": settings.detector.name, "trials": trials}
     own = any(name.startswith(("heads.", "evidence.")) for name in best["values"])
     with in_this_process(Here()):
-        found["run"] = compared(parts.settings, parts, stage.path("compared", "run"), own)
-        found["best"] = best | compared(settings, parts, stage.path("compared", "best"), own)
+        found["run"] = compared(parts.settings, parts, stage.path("own_settings"), own)
+        found["best"] = best | compared(settings, parts, trial.folder_of(stage.uri, best["values"]), own)
     write_json(stage.path(SEARCH), found)
     return found
 
@@ -282,7 +280,7 @@ def compared(settings: Any, parts: Shared, folder: str, own_evidence: bool) -> d
     objective, _ = trial.try_settings(settings, place, parts, 10**9, own_evidence, lambda *_: None)
     judged = trial.judge(settings, place, parts, parts.verification(), own_evidence)
     known = trial.truth(judged, parts)
-    accuracy = trial.top1(place, parts, judged)
+    accuracy = trial.top1(settings, place, parts, judged)
     found: dict[str, Any] = {"objective": objective}
     if known is not None:
         columns = [known[name].to_numpy() for name in ("label", "images", f"{settings.detector.name}.errors")]

@@ -119,9 +119,7 @@ def try_settings(
     sets = shared.references_of(settings)
     seen: Made | None = shared.evidence if objective.needs_evidence(detector) else None
     if seen is not None and own_evidence:
-        seen = judging.make_evidence(
-            settings, place, shared.inputs.train, shared.features, sets, place.path("evidence")
-        )
+        seen = evidence_of(settings, place, shared)
 
     def error_with(cosines: tuple[np.ndarray, np.ndarray] | None) -> float | None:
         evidence, verified_N = objective.verified_evidence(
@@ -219,7 +217,7 @@ class Judgement:
             "labels": int(drawn_V.sum()),
             "verified_classes": len(np.unique(label_V[drawn_V])),
             "error": error_of(table, self.shared.settings.detector.name, "evaluation"),
-            "top1": top1(place, self.shared, judged),
+            "top1": top1(self.shared.settings, place, self.shared, judged),
             "seconds": round(time.monotonic() - started, 2),
             "stage_seconds": {name: round(s, 2) for name, s in place.seconds.items()},
         }
@@ -234,9 +232,7 @@ def judge(
     """The judgement of every label from these verification labels, with CleanNet or without it."""
     sets, seen = shared.references_of(settings), shared.evidence
     if own_evidence:
-        seen = judging.make_evidence(
-            settings, place, shared.inputs.train, shared.features, sets, place.path("evidence")
-        )
+        seen = evidence_of(settings, place, shared)
     return judging.judge(
         settings,
         place,
@@ -253,8 +249,8 @@ def judge(
 def verdicts(judged: Made, shared: Shared, checked: pa.Table, judges_V: np.ndarray, drawn_V: np.ndarray) -> pa.Table:
     """What every detector said of the verified images that this budget did not have, and what is known of them.
 
-    group: evaluation (classes that judge the repeat), unverified_classes (others without labels in the budget), or
-    verified_classes. Where a detector's own decision is needed, a table's `mislabeled` is what the user said.
+    wrong: what the user found. group: evaluation (classes that judge the repeat), verified_classes (the rest of those
+    that the budget has labels of), or unverified_classes.
     """
     row_V, label_V = checked["row"].to_numpy(), checked["label"].to_numpy()
     left_V = ~drawn_V
@@ -301,7 +297,7 @@ def truth(judged: Made, shared: Shared) -> pa.Table | None:
     return pa.table(columns)
 
 
-def top1(place: Place, shared: Shared, judged: Made | None) -> float | None:
+def top1(settings: Settings, place: Place, shared: Shared, judged: Made | None) -> float | None:
     """Accuracy in percent of fully connected layers on the shared features, weighted by the judgement; None: all 1.
 
     Which test images are right lies in the folder, for intervals and differences.
@@ -317,8 +313,8 @@ def top1(place: Place, shared: Shared, judged: Made | None) -> float | None:
             place,
             shared.features,
             shared.inputs.train.num_classes,
-            head_classifier.head_settings(shared.settings.heads, shared.settings.classifier),
-            weights=weights if shared.settings.treatment.name != "none" else None,
+            head_classifier.head_settings(settings.heads, settings.classifier),
+            weights=weights if settings.treatment.name != "none" else None,
             backbone=None,
         )
         trained = pipeline.Trained(made, trained.backbone, shared.features.projection)

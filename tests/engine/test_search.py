@@ -108,7 +108,7 @@ class Fragile:
 def test_failed_trials_are_told_and_tried_again_by_the_same_call_and_finished_ones_are_not(tmp_path):
     work = tmp_path / "work"
     work.mkdir()
-    plan = Plan(str(tmp_path / "sweep"), seed=0, cases=[{"number": n} for n in range(4)])
+    plan = Plan(str(tmp_path / "sweep"), seed=0, cases=[{"number": n} for n in range(4)], max_failures=2)
     first, second = Heard(), Heard()
     tried = run_trials(Fragile(work), plan, first)
     assert sorted(first.ended_as.values()) == ["ended", "ended", "failed", "failed"]
