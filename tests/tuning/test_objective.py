@@ -5,7 +5,11 @@ import pytest
 
 from cleanscale.detectors import DETECTORS, Evidence
 from cleanscale.detectors.base import class_fold_masks
-from cleanscale.tuning.objective import class_fold_error, needs_cleannet, needs_evidence
+from cleanscale.stages.feature_shards import FeatureShards
+from cleanscale.stages.judged_shard import Sources, evidence_of_rows
+from cleanscale.storage.manifests import read_manifest
+from cleanscale.storage.tables import read_table
+from cleanscale.tuning.objective import class_fold_error, needs_cleannet, needs_evidence, verified_evidence
 
 
 def cosines(classes: int = 6, per_class: int = 30) -> tuple[Evidence, np.ndarray]:
@@ -63,3 +67,25 @@ def test_a_trial_makes_only_what_its_detector_looks_at():
     assert not needs_cleannet("transfer")
     assert needs_evidence("transfer")
     assert not needs_evidence("average")
+
+
+@pytest.mark.parametrize("detector", ["transfer", "average"])
+def test_signals_of_verified_images_are_those_that_the_run_judged_by(features_run, detector):
+    """Their error is that of a run's own evidence, row by row."""
+    folder, seed = features_run.folder, features_run.settings.run.seed
+    manifest = read_manifest(f"{folder}/rounds/00/features")
+    assert manifest is not None
+    features = FeatureShards.of(f"{folder}/rounds/00/features", manifest)
+    checked = read_table(f"{folder}/ingest/train/verification.parquet")
+    where = {"evidence": f"{folder}/rounds/00/evidence", "references": f"{folder}/rounds/00/references"}
+    evidence, verified_N = verified_evidence(features, checked, detector, cosines=None, **where)
+    np.testing.assert_array_equal(evidence.row_N, np.sort(checked["row"].to_numpy()))
+    sources = Sources(features, where["references"], None, None, where["evidence"])
+    pieces = [evidence_of_rows(shard, sources, evidence.row_N) for shard in features.shards]
+    row_M = np.concatenate([piece.row_N for piece in pieces])
+    for name in DETECTORS[detector].signals:
+        signal_M = np.concatenate([piece.signal(name) for piece in pieces])
+        np.testing.assert_array_equal(evidence.signal(name), signal_M[np.argsort(row_M)])
+    error = class_fold_error(detector, evidence, verified_N, class_folds=2, seed=seed, delta=None)
+    assert error is not None
+    assert 0 <= error < 50
