@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Sequence
 from importlib import metadata, resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypeVar
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -39,6 +39,8 @@ from cleanscale.training.classifier import ClassifierSettings
 from cleanscale.training.cleannet_settings import CleanNetSettings
 from cleanscale.training.heads import HeadSettings
 from cleanscale.training.transforms import AugmentationSettings
+
+SettingsT = TypeVar("SettingsT", bound="Settings")
 
 PROGRAM = "python -m cleanscale.train"
 # Tables of a run's settings.toml that say what happened and are no settings.
@@ -108,7 +110,7 @@ class Settings(BaseSettings):
         name = re.sub(r"[^A-Za-z0-9._-]+", "_", Path((self.data.train or "run").rstrip("/")).stem.strip("*"))
         return uris.absolute(f"runs/{name or 'run'}")
 
-    def with_absolute_places(self) -> Settings:
+    def with_absolute_places(self) -> Self:
         """The same with every local path absolute: workers of a run have working directories of their own."""
         names = ("train", "test", "verification", "clean")
         given = {name: getattr(self.data, name) for name in names}
@@ -131,21 +133,29 @@ def load(arguments: Sequence[str]) -> Settings:
     Without --config and --data.train it is the embedded glyphs run. `--help` prints all settings and exits.
     Raises: ConfigError that names every setting that cannot be used.
     """
+    return validate(gather(arguments, {}, Settings, f"{PROGRAM} [--config FILE]"))
+
+
+def gather(arguments: Sequence[str], above: dict[str, Any], kind: type[Settings], program: str) -> dict[str, Any]:
+    """Nested values of a settings file (or of the embedded run), with `above` over it and the command line over all.
+
+    kind: the class whose settings the command line may name. program: what --help calls the command.
+    """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", default=None, metavar="FILE")
     known, rest = first.parse_known_args(list(arguments))
     rest = [piece for argument in rest for piece in split_assignment(argument)]
-    embedded = known.config is None and "--data.train" not in rest
+    embedded = known.config is None and "--data.train" not in rest and "train" not in above.get("data", {})
     values = embedded_defaults() if embedded else read_toml(known.config) if known.config else {}
-    return validate(merge(values, command_line(rest)))
+    return merge(merge(values, above), command_line(rest, kind, program))
 
 
-def validate(values: dict[str, Any]) -> Settings:
+def validate(values: dict[str, Any], kind: type[SettingsT] = Settings, program: str = PROGRAM) -> SettingsT:
     """Settings from nested plain values. Raises: ConfigError."""
     try:
-        settings = Settings(**values)
+        settings = kind(**values)
     except ValidationError as error:
-        raise ConfigError(in_words(error)) from error
+        raise ConfigError(in_words(error, program)) from error
     if settings.data.train is None:
         raise ConfigError(
             "no data is named; expected --data.train or train under [data]; 'glyphs' is the embedded data set"
@@ -172,11 +182,12 @@ def split_assignment(argument: str) -> list[str]:
     return argument.split("=", 1) if argument.startswith("--") and "=" in argument else [argument]
 
 
-def command_line(arguments: list[str]) -> dict[str, Any]:
+def command_line(arguments: list[str], kind: type[Settings], program: str) -> dict[str, Any]:
     """Nested values of `--section.name value`; a switch without a value means true."""
     switches = {
         f"--{section}.{name}"
-        for section, field in Settings.model_fields.items()
+        for section, field in kind.model_fields.items()
+        if isinstance(field.default, BaseModel)
         for name, inner in type(field.default).model_fields.items()
         if inner.annotation is bool
     }
@@ -188,8 +199,8 @@ def command_line(arguments: list[str]) -> dict[str, Any]:
             explicit.append("true")
     try:
         source = CliSettingsSource(
-            Settings,
-            cli_prog_name=f"{PROGRAM} [--config FILE]",
+            kind,
+            cli_prog_name=program,
             cli_parse_args=explicit,
             cli_exit_on_error=False,
             cli_avoid_json=True,
@@ -200,7 +211,7 @@ def command_line(arguments: list[str]) -> dict[str, Any]:
     except SettingsError as error:
         found = str(error).removeprefix("error parsing CLI: ")
         raise ConfigError(
-            f"{found}; expected settings as '--section.name value'; `{PROGRAM} --help` lists them"
+            f"{found}; expected settings as '--section.name value'; `{program.split(' [')[0]} --help` lists them"
         ) from error
 
 
@@ -213,13 +224,13 @@ def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def in_words(error: ValidationError) -> str:
+def in_words(error: ValidationError, program: str = PROGRAM) -> str:
     """Every problem on a line of its own: setting, what was found, what was expected."""
     lines = []
     for problem in error.errors():
         name = "--" + ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            lines.append(f"{name} is no setting; `{PROGRAM} --help` lists them")
+            lines.append(f"{name} is no setting; `{program} --help` lists them")
         else:
             lines.append(f"{name} is {problem['input']!r}; {problem['msg'].replace('Input should be', 'expected')}")
     return "\n".join(lines)
@@ -227,16 +238,22 @@ def in_words(error: ValidationError) -> str:
 
 def resolved_toml(settings: Settings, class_names: Sequence[str] | None = None) -> bytes:
     """The settings as used, the versions of what ran, and the names of the classes: a run folder's settings.toml."""
+    document = plain(settings)
+    document["versions"] = versions()
+    if class_names is not None:
+        document["classes"] = {"names": list(class_names)}
+    return tomli_w.dumps(document).encode()
+
+
+def plain(settings: Settings) -> dict[str, Any]:
+    """All settings as used, as nested values that TOML can hold."""
     document = without_none(settings.model_dump(mode="json"))
     document["run"]["uri"] = settings.run_uri
     # Loaded again, every value here counts as given: what a preset set must stand in it, what gives way must not.
     document["cleannet"] = without_none(settings.cleannet.resolved().model_dump(mode="json"))
     if "epochs" not in settings.classifier.model_fields_set:
         del document["classifier"]["epochs"]
-    document["versions"] = versions()
-    if class_names is not None:
-        document["classes"] = {"names": list(class_names)}
-    return tomli_w.dumps(document).encode()
+    return document
 
 
 def versions() -> dict[str, str]:

@@ -9,41 +9,34 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
-
-import pyarrow as pa
 
 from cleanscale.config import Settings, resolved_toml, versions
 from cleanscale.datasets.glyphs import EMBEDDED
 from cleanscale.engine.session import session
 from cleanscale.engine.shared_places import check_seen_by_all_nodes
+from cleanscale.judging import Made, judge, make_evidence, make_references, stage
 from cleanscale.reporting.progress import Progress
 from cleanscale.reporting.terminal import Summary
 from cleanscale.stages import (
     cache,
-    class_index,
     classifier,
-    cleannet,
-    evidence,
     features,
     glyphs,
     head_classifier,
     ingest,
     predictions,
-    references,
     relevance,
 )
 from cleanscale.stages.feature_shards import FeatureShards
 from cleanscale.stages.ingest import Ingested
-from cleanscale.stages.judged_shard import Sources
 from cleanscale.stages.place import Place, Report
 from cleanscale.stages.predictions import Predictions
 from cleanscale.storage import uris
 
 REPORTED_OF_ALL = ("difference", "seconds", "images_per_second", "peak_memory_bytes")
 log = logging.getLogger(__name__)
-
-Made = tuple[str, str]  # (folder, fingerprint) of a stage
 
 
 @dataclass(frozen=True)
@@ -146,64 +139,28 @@ def read_inputs(settings: Settings, place: Place) -> Inputs:
 def one_round(settings: Settings, place: Place, inputs: Inputs, number: int, last: Round | None) -> Round:
     """Classifier, features, references, CleanNet, evidence, class index and the judgement of round `number`."""
     log.info("round %d", number)
+    trained, shards = classifier_and_features(settings, place, inputs, number, last)
+    folder = partial(place.round_path, number)
+    sets = make_references(settings, place, shards, folder("references"))
+    seen = make_evidence(
+        settings, place, inputs.train, shards, sets, folder("evidence"), last.weights if last else None
+    )
+    return Round(
+        trained, shards, judge(settings, place, inputs.train, shards, sets, seen, inputs.train.verification(), folder)
+    )
+
+
+def classifier_and_features(
+    settings: Settings, place: Place, inputs: Inputs, number: int, last: Round | None
+) -> tuple[Trained, FeatureShards]:
+    """The first half of a round, which no verification label has a part in until there are weights."""
     if last is not None and on_features(settings, inputs, number):
-        trained = train_classifier(settings, place, inputs, number, last)
-        shards = last.features
-    elif on_features(settings, inputs, number):
+        return train_classifier(settings, place, inputs, number, last), last.features
+    if on_features(settings, inputs, number):
         backbone, shards = frozen_features(settings, place, inputs)
-        trained = train_head(settings, place, inputs, number, shards, backbone, None)
-    else:
-        trained = train_classifier(settings, place, inputs, number, last)
-        shards = make_features(settings, place, inputs.train, place.round_path(number, "features"), trained.backbone)
-    weights = last.weights if last else None
-    folder = place.round_path
-    per_class = settings.references.per_class or settings.cleannet.resolved().references_per_class
-    checked = inputs.train.verification()
-    sets = stage(folder(number, "references"), references.run, place, shards, settings.references, per_class=per_class)
-    net = stage(folder(number, "cleannet"), cleannet.run, place, shards, sets, checked, settings.cleannet)
-    published = published_cleannet(settings, place, number, shards, sets, checked)
-    index = stage(folder(number, "class_index"), class_index.run, place, shards, sets, net)
-    seen = stage(
-        folder(number, "evidence"),
-        evidence.run,
-        place,
-        shards,
-        inputs.train.num_classes,
-        settings.heads,
-        settings.evidence,
-        references=sets,
-        weights=weights,
-    )
-    judged = stage(
-        folder(number, "relevance"),
-        relevance.run,
-        place,
-        Sources(shards, sets[0], net[0], index[0], seen[0], published[0] if published else None),
-        {"features": shards.fingerprint, "cleannet": net[1], "class_index": index[1], "evidence": seen[1]}
-        | ({"cleannet_published": published[1]} if published else {}),
-        checked,
-        settings.detector,
-        settings.treatment,
-        class_folds=settings.evidence.class_folds,
-        num_rows=inputs.train.num_rows,
-    )
-    return Round(trained, shards, judged)
-
-
-def stage(folder: str, run: Any, place: Place, *args: Any, **kwargs: Any) -> Made:
-    """Run a stage in its folder; what others need of it is where it is and what it was made from."""
-    return folder, run(place, folder, *args, **kwargs).fingerprint
-
-
-def published_cleannet(
-    settings: Settings, place: Place, number: int, shards: FeatureShards, sets: Made, checked: pa.Table
-) -> Made | None:
-    """CleanNet exactly as published, to be reported beside the run's own detector."""
-    if not settings.detector.published_steps:
-        return None
-    preset = type(settings.cleannet)(preset="paper", steps=settings.detector.published_steps)
-    folder = place.round_path(number, "cleannet_published")
-    return stage(folder, cleannet.run, place, shards, sets, checked, preset, name="cleannet_published")
+        return train_head(settings, place, inputs, number, shards, backbone, None), shards
+    trained = train_classifier(settings, place, inputs, number, last)
+    return trained, make_features(settings, place, inputs.train, place.round_path(number, "features"), trained.backbone)
 
 
 def on_features(settings: Settings, inputs: Inputs, number: int) -> bool:
@@ -322,12 +279,16 @@ def predict_test(
         return {}
     found: dict[str, Predictions] = {}
     for name, trained in classifiers.items():
-        # Beside the backbone: classifiers that share one share its features of the test images.
-        home = trained.backbone[0] if trained.backbone else place.round_path(0, "features")
-        shards = make_features(settings, place, inputs.test, home + "_test_features", trained.backbone, None)
+        shards = make_test_features(settings, place, inputs.test, trained.backbone)
         folder = trained.made[0] + "_test_predictions"
         found[name] = predictions.run(place, folder, shards, trained.made, trained.projection)
     return found
+
+
+def make_test_features(settings: Settings, place: Place, test: Ingested, backbone: Made | None) -> FeatureShards:
+    """Features of the test images. Beside the backbone: classifiers that share one share them."""
+    home = backbone[0] if backbone else place.round_path(0, "features")
+    return make_features(settings, place, test, home + "_test_features", backbone, None)
 
 
 def round_ended(

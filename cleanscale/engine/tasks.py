@@ -9,6 +9,7 @@ from typing import Any
 import ray
 import ray.exceptions
 
+from cleanscale.engine.here import here
 from cleanscale.engine.session import cluster_cpus
 from cleanscale.errors import CleanscaleError
 
@@ -37,8 +38,11 @@ def map_shards(
     """Yield (position, function(item, *shared)) as tasks finish, in any order.
 
     `shared` values go to the object store once. What a task returns must be small: shards write their results to disk.
-    Raises: the CleanscaleError that a task raised.
+    In a trial (`engine.here`) they are done one after the other instead. Raises: the CleanscaleError of a task.
     """
+    if here() is not None:
+        yield from ((position, function(item, *shared)) for position, item in enumerate(items))
+        return
     references = [ray.put(s) for s in shared]
     remaining = iter(range(len(items)))
     in_flight: dict[Any, int] = {}

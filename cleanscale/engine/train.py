@@ -21,13 +21,14 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchTrainer
 
 from cleanscale import errors
+from cleanscale.engine.here import Here, here
 from cleanscale.engine.session import cluster_address, cluster_cpus, cluster_gpus
 from cleanscale.engine.settings import EngineSettings
 from cleanscale.engine.tasks import users_error
 from cleanscale.errors import CleanscaleError, ConfigError
 from cleanscale.storage import uris
 from cleanscale.storage.manifests import read_json, write_json
-from cleanscale.training.collectives import Collectives, collectives
+from cleanscale.training.collectives import Alone, Collectives, collectives
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +83,33 @@ def news_every_s(uri: str) -> float:
     return 1.0 if uris.is_local(uri) else 15.0
 
 
+class LoneWorker(Worker):
+    """The only worker, in a process that is no worker group's: nobody restarts it, so it keeps no checkpoints."""
+
+    def __init__(self, uri: str, device: str, on_progress: Callable[[dict[str, Any]], None]) -> None:
+        super().__init__(uri, device, Alone())
+        self.on_progress = on_progress
+
+    def checkpoint(self) -> dict[str, Any] | None:
+        return None
+
+    def save(self, state: Callable[[], dict[str, Any]], metrics: dict[str, Any]) -> None:
+        pass
+
+    def say(self, done: float, total: float, unit: str, history: Sequence[Mapping[str, Any]] = ()) -> None:
+        self.on_progress({"done": done, "total": total, "unit": unit, "history": list(history)})
+
+
+def train_here(loop: Callable[[Worker, Any], None], config: Any, how: Here, uri: str, on_progress: Any) -> None:
+    """Run the loop in this process, with the threads of a worker and this process's own afterwards."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(how.threads)
+    try:
+        loop(LoneWorker(uri, how.device, on_progress), config)
+    finally:
+        torch.set_num_threads(threads)
+
+
 def train_on_workers(
     loop: Callable[[Worker, Any], None],
     config: Any,
@@ -93,8 +121,13 @@ def train_on_workers(
     """Run `loop(worker, config)` on a group of workers; lost workers restart it from the last checkpoint.
 
     The loop writes its results into `uri`. The same call after a killed driver goes on from the last checkpoint.
+    In a trial (`engine.here`) it runs in the calling process, alone.
     Raises: CleanscaleError as raised by the loop; RuntimeError when the group failed more than `max_failures` times.
     """
+    how = here()
+    if how is not None:
+        train_here(loop, config, how, uri, on_progress)
+        return
     filesystem, path = uris.arrow_filesystem(uris.join(uri, "ray_train"))
     failed = uris.join(uri, "failed.json")
     uris.remove_tree(failed)

@@ -22,6 +22,7 @@ class Purpose(enum.IntEnum):
     PROJECTION = 10
     CLASSIFIER = 11
     CANDIDATES = 12
+    BUDGETS = 13
 
 
 def generator(seed: int, purpose: Purpose, *about: int) -> np.random.Generator:

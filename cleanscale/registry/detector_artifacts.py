@@ -94,6 +94,7 @@ def copy_weights(run: FinishedRun, sources: Sources, folder: Path) -> None:
         copy(uris.join(run.backbone_folder, classifier_stage.MODEL), folder / served.BACKBONE)
     if sources.features.projection is not None:
         copy(uris.join(sources.features.projection, PROJECTION), folder / served.PROJECTION)
+    assert sources.cleannet is not None, "a run fits CleanNet; only trials of sweeps may leave it out"
     copy(uris.join(sources.cleannet, cleannet_stage.MODEL), folder / served.CLEANNET)
     for name in head_names(run):
         copy(uris.join(sources.evidence, name), folder / name)
@@ -105,6 +106,7 @@ def head_names(run: FinishedRun) -> list[str]:
 
 def write_classes(run: FinishedRun, sources: Sources, folder: Path) -> None:
     """The arrays of `serving.detector.KnownClasses`."""
+    assert sources.class_index is not None, "as CleanNet"
     classes = class_index.read(sources.class_index)
     for name, array in zip(served.EMBEDDED, (classes.label_C, classes.embedding_CE), strict=True):
         write_array(str(folder / f"{name}.npy"), array)

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from cleanscale import config
 from cleanscale.config import Settings
+from cleanscale.datasets.glyphs import EMBEDDED
 from cleanscale.errors import ConfigError, DataError
 from cleanscale.stages import cache, glyphs, ingest
 from cleanscale.stages.feature_shards import FeatureShards
@@ -70,7 +71,7 @@ class FinishedRun:
     def ingested(self, name: str) -> Ingested:
         """train or test, as the stages read it: from resized copies where the run made them."""
         data = self.settings.data
-        if data.train == glyphs.EMBEDDED:
+        if data.train == EMBEDDED:
             data = data.model_copy(update=glyphs.places(self.path("glyphs"), self.settings.glyphs))
         found = ingest.read(self.path("ingest", name), data)
         copies = self.path("cache", name)

@@ -25,7 +25,9 @@ from mlflow.exceptions import MlflowException
 from cleanscale.errors import ConfigError
 from cleanscale.storage import uris
 from cleanscale.storage.manifests import read_json
-from cleanscale.tracking import DEFAULT_ENVIRONMENT, RECORD, TrackingSettings, experiment, tracking_uri
+from cleanscale.tracking import RECORD, TrackingSettings, tracking_uri
+from cleanscale.tracking.runs import experiment
+from cleanscale.tracking.settings import DEFAULT_ENVIRONMENT
 
 # Tags of a version.
 RUN, STAGE, DATA, REVISION = "run.uri", "stage_fingerprint", "data_fingerprint", "git_revision"

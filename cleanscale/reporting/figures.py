@@ -85,7 +85,7 @@ def reliability(right_N: np.ndarray, probability_N: np.ndarray, *, name: str = "
     """Is a label of probability p right in a share p of the cases? Above: equal-mass bins; below: where images lie."""
     points = detection_metrics.reliability(right_N, probability_N, bins)
     error = detection_metrics.expected_calibration_error(right_N, probability_N, bins)
-    figure = _figure(5.4, 6.2)
+    figure = new_figure(5.4, 6.2)
     axes, below = figure.subplots(2, 1, height_ratios=(4, 1), sharex=True)
     axes.plot([0, 1], [0, 1], color=GREY, lw=0.8, ls=(0, (2, 3)), label="perfect")
     if error is None:
@@ -105,7 +105,7 @@ def reliability(right_N: np.ndarray, probability_N: np.ndarray, *, name: str = "
     below.yaxis.set_major_formatter(lambda y, _: f"{y:,.0f}")
     said = "" if error is None else f"expected calibration error {error:.3f}, "
     axes.set_title(f"Can the probabilities of {name} be trusted?\n{said}n = {len(probability_N):,} images")
-    return _png(figure)
+    return to_png(figure)
 
 
 def error_per_class(
@@ -123,7 +123,7 @@ def error_per_class(
     ours = detection_metrics.count_by_class(label_N, wrong_N, mislabeled_N)
     naive = detection_metrics.count_by_class(label_N, wrong_N, np.zeros(len(label_N), bool))
     classes = len(ours.label_C)
-    figure = _figure(10.4, 4.9)
+    figure = new_figure(10.4, 4.9)
     left, right = figure.subplots(1, 2)
     if classes:
         _draw_sorted(left, naive.error_C, GREY, f"naive, mean {naive.error_C.mean():.1f} %")
@@ -142,13 +142,13 @@ def error_per_class(
     figure.suptitle(
         f"Error in telling right from wrong labels, class by class: {classes:,} classes, n = {len(label_N):,} images"
     )
-    return _png(figure)
+    return to_png(figure)
 
 
 def accuracy_by_round(classification: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> bytes:
     """Test accuracy of each round's classifier with 95 % intervals, from the `classification` table of metrics.json."""
     measures = [measure for measure in ("top1", "top5") if any(measure in by for by in classification.values())]
-    figure = _figure(2.6 + 1.1 * max(len(classification), 2), 3.9)
+    figure = new_figure(2.6 + 1.1 * max(len(classification), 2), 3.9)
     shown = figure.subplots(1, max(len(measures), 1), squeeze=False)[0]
     images = 0
     for axes, measure, colour in zip(shown, measures, (BLUE, GREEN), strict=False):
@@ -171,7 +171,7 @@ def accuracy_by_round(classification: Mapping[str, Mapping[str, Mapping[str, Any
     if not measures:
         _say_nothing(shown[0], "no test set")
     figure.suptitle(f"Accuracy on the test set, n = {images:,} images, 95 % intervals", fontsize=11)
-    return _png(figure)
+    return to_png(figure)
 
 
 # ---- parts -----------------------------------------------------------------------------------------------------------
@@ -190,7 +190,7 @@ def _panels(
     wrong_N = np.asarray(wrong_N, bool)
     groups = groups or {"all rows": np.ones(len(wrong_N), bool)}
     legend_height = 0.3 + 0.2 * len(decisions)
-    figure = _figure(5.0 * len(groups), 5.4 + legend_height)
+    figure = new_figure(5.0 * len(groups), 5.4 + legend_height)
     panels, legends = figure.subplots(2, len(groups), height_ratios=(5.4, legend_height), squeeze=False)
     styles = _styles(list(decisions), main)
     for axes, below, (group, mask_N) in zip(panels, legends, groups.items(), strict=True):
@@ -208,7 +208,7 @@ def _panels(
             _say_nothing(axes, "no wrong label among them" if len(here_N) else "no image among them")
         _legend(axes, below, area)
     figure.suptitle(title)
-    return _png(figure)
+    return to_png(figure)
 
 
 def _legend(axes: Axes, below: Axes, area: dict[str, float]) -> None:
@@ -333,13 +333,13 @@ def _say_nothing(axes: Axes, words: str) -> None:
     axes.text(0.5, 0.5, words, ha="center", va="center", transform=axes.transAxes, color=INK, bbox={"color": "white"})
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _png(figure: Figure) -> bytes:
+def to_png(figure: Figure) -> bytes:
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="#E6E6E6", lw=0.6)

@@ -135,7 +135,7 @@ def _worst_classes(summary: Summary) -> RenderableType | None:
     worst = worst[share_C[worst] > 0]
     if not len(worst):
         return None
-    table = _table("class", "called wrong", "images", "share", "expected wrong")
+    table = plain_table("class", "called wrong", "images", "share", "expected wrong")
     for at in worst.tolist():
         called, images = int(found.called_wrong_C[at]), int(found.images_C[at])
         table.add_row(
@@ -153,7 +153,7 @@ def _how_sure(summary: Summary) -> RenderableType | None:
     main = detection.get(summary.detector)
     if not main:
         return None
-    table = _table("classes", "error, %", "naive error, %", "AUROC", "n")
+    table = plain_table("classes", "error, %", "naive error, %", "AUROC", "n")
     for group, words in _GROUPS.items():
         error = main.get("error_per_class", {}).get(group)
         if not error or error.get("value") is None:
@@ -179,7 +179,9 @@ def _accuracy(summary: Summary) -> RenderableType | None:
     gains = summary.metrics.get("difference", {}).get("classification", {})
     measures = [measure for measure in ("top1", "top5") if any(measure in by for by in rounds.values())]
     first = next(iter(rounds))
-    table = _table("classifier", *({"top1": "top-1", "top5": "top-5"}[m] for m in measures), f"gain over {first}", "n")
+    table = plain_table(
+        "classifier", *({"top1": "top-1", "top5": "top-5"}[m] for m in measures), f"gain over {first}", "n"
+    )
     for name, by_measure in rounds.items():
         gain = gains.get(name, {}).get(first, {}).get("top1")
         table.add_row(
@@ -195,7 +197,7 @@ def _rejected(summary: Summary) -> RenderableType | None:
     rejected = {reason: number for reason, number in summary.rejected.items() if number}
     if not rejected:
         return None
-    table = _table("reason", "rows")
+    table = plain_table("reason", "rows")
     for reason, number in sorted(rejected.items(), key=lambda item: -item[1]):
         table.add_row(Text(reason), f"{number:,}")
     return table
@@ -208,7 +210,7 @@ def _places(summary: Summary) -> RenderableType | None:
     return Text("\n".join(f"{what:{width}}  {where}" for what, where in summary.places.items()))
 
 
-def _table(first: str, *others: str) -> Table:
+def plain_table(first: str, *others: str) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True, header_style="dim")
     table.add_column(first, overflow="fold")
     for name in others:

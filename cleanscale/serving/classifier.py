@@ -18,7 +18,7 @@ from torch import nn
 
 from cleanscale.datasets.labels import LabelMap
 from cleanscale.models.classifier import FeatureProjection, classifier_from_bytes
-from cleanscale.models.head_files import head_from_bytes
+from cleanscale.models.heads import head_from_bytes
 from cleanscale.serving.features import FromFeatures, FromImages
 from cleanscale.serving.model_folder import read_description, read_npy
 

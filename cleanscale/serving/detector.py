@@ -26,8 +26,7 @@ from cleanscale.maths.evidence import OutOfFold, image_signals, other_class_sign
 from cleanscale.maths.projection import Projection
 from cleanscale.models.classifier import classifier_from_bytes
 from cleanscale.models.cleannet import CleanNet
-from cleanscale.models.head_files import head_from_bytes
-from cleanscale.models.heads import FrozenHead
+from cleanscale.models.heads import FrozenHead, head_from_bytes
 from cleanscale.serving.class_statistics import ClassStatistics
 from cleanscale.serving.features import FromFeatures, FromImages, Made
 from cleanscale.serving.model_folder import read_description, read_npy

@@ -7,6 +7,7 @@ Every worker holds all verified images, which are few, and draws unverified ones
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,8 @@ from cleanscale.storage.tables import read_table, write_table
 from cleanscale.training.cleannet import cross_fitted_relevance
 from cleanscale.training.cleannet_settings import CleanNetSettings
 
+# (steps done, rows of verified images, what CleanNets that saw no label of their class say of them; NaN: nothing yet)
+OnCosines = Callable[[int, np.ndarray, np.ndarray], None]
 MODEL, CROSS_FITTED = "model.safetensors", "cross_fitted.parquet"
 
 
@@ -35,6 +38,8 @@ class Job:
     verification: pa.Table
     settings: CleanNetSettings
     seed: int
+    on_cosines: OnCosines | None = None
+    cosines_every: int = 100
 
 
 def run(
@@ -46,10 +51,13 @@ def run(
     settings: CleanNetSettings,
     *,
     name: str = "cleannet",
+    on_cosines: OnCosines | None = None,
+    cosines_every: int = 100,
 ) -> Manifest:
     """Fit CleanNet into `folder`: its weights, and cosines of verified images from models that did not see their class.
 
-    references: (folder, fingerprint). verification: row, label, verified.
+    references: (folder, fingerprint). verification: row, label, verified. on_cosines hears how the fits come along,
+    about every `cosines_every` steps; only in a trial (`engine.here`), where the loop runs in the caller's process.
     """
     resolved = settings.resolved()
     stage = open_stage(
@@ -69,7 +77,7 @@ def run(
     with place.timed(name, folder=folder), place.progress.step(name, total, "steps") as step:
         train_on_workers(
             fit_loop,
-            Job(features, references[0], verification, settings, place.seed),
+            Job(features, references[0], verification, settings, place.seed, on_cosines, cosines_every),
             uri=folder,
             settings=place.engine,
             on_progress=place.follow(step, name),
@@ -111,6 +119,10 @@ def fit_loop(worker: Worker, job: Job) -> None:
             history.append({"step": done, **{k: round(float(v), 5) for k, v in losses.items()}})
             worker.say(done, total, "steps", history)
 
+    def on_cosines(step: int, cosine_N: np.ndarray) -> None:
+        if job.on_cosines is not None:
+            job.on_cosines(step, checked.row_N, cosine_N[len(own) :])
+
     fitted = cross_fitted_relevance(
         together.feature_ND.astype(np.float32),
         together.label_N,
@@ -120,6 +132,8 @@ def fit_loop(worker: Worker, job: Job) -> None:
         seed=job.seed,
         collectives=worker.collectives,
         on_step=on_step,
+        on_cosines=on_cosines if job.on_cosines else None,
+        cosines_every=job.cosines_every,
         device=worker.device,
     )
     if worker.rank == 0:

@@ -26,12 +26,12 @@ NOT_SIGNALS = ("row", "label", "best_other", "best_other_log_probability")
 
 @dataclass(frozen=True)
 class Sources:
-    """Folders that the judgement is made from."""
+    """Folders that the judgement is made from. Without CleanNet only detectors that do without it can judge."""
 
     features: FeatureShards
     references: str
-    cleannet: str
-    class_index: str
+    cleannet: str | None
+    class_index: str | None
     evidence: str
     published: str | None = None  # CleanNet as published, reported beside
 
@@ -39,7 +39,7 @@ class Sources:
         """What an Evidence made here holds."""
         table = read_table(uris.join(self.evidence, f"{self.features.shards[0].name}.parquet"))
         stored = [n for n in table.column_names if n not in NOT_SIGNALS]
-        return [*stored, "cleannet_cosine", "reference_cosine"]
+        return [*stored, *(["cleannet_cosine"] if self.cleannet else []), "reference_cosine"]
 
 
 @dataclass(frozen=True)
@@ -50,17 +50,19 @@ class JudgedShard:
     evidence: Evidence
     best_other_N: np.ndarray
     query_NE: np.ndarray
-    classes: ClassEmbeddings
+    classes: ClassEmbeddings | None
 
     @classmethod
     def read(cls, shard: Shard, sources: Sources) -> JudgedShard:
         features = sources.features.read(shard)
         table = read_table(uris.join(sources.evidence, f"{shard.name}.parquet"))
         table = table.take(pa.array(places(table["row"].to_numpy(), features.row_N)))
-        classes = class_index_stage.read(sources.class_index)
-        query_NE = query_embeddings(cleannet_stage.load(sources.cleannet), features.feature_ND.astype(np.float32))
         signals = {n: table[n].to_numpy() for n in table.column_names if n not in NOT_SIGNALS}
-        signals["cleannet_cosine"] = cosine(query_NE, classes.of(features.label_N))
+        classes, query_NE = None, np.empty((len(features), 0), np.float32)
+        if sources.cleannet is not None and sources.class_index is not None:
+            classes = class_index_stage.read(sources.class_index)
+            query_NE = query_embeddings(cleannet_stage.load(sources.cleannet), features.feature_ND.astype(np.float32))
+            signals["cleannet_cosine"] = cosine(query_NE, classes.of(features.label_N))
         signals["reference_cosine"] = reference_cosine(shard, sources, features)
         evidence = Evidence(features.row_N, features.label_N, signals)
         return cls(features, evidence, table["best_other"].to_numpy(), query_NE, classes)
@@ -68,6 +70,9 @@ class JudgedShard:
     def suggestions(self, mislabeled_N: np.ndarray) -> tuple[pa.Array, pa.Array]:
         """For labels called wrong, the best other class and the image's relevance to it; null for the rest."""
         known_N = mislabeled_N & (self.best_other_N >= 0)
+        if self.classes is None:
+            nothing = pa.nulls(len(known_N), pa.float32())
+            return pa.array(self.best_other_N, pa.int32(), mask=~known_N), nothing
         similarity_N = np.nan_to_num(cosine(self.query_NE, self.classes.of(self.best_other_N)))
         return (
             pa.array(self.best_other_N, pa.int32(), mask=~known_N),

@@ -108,14 +108,16 @@ def verified_evidence(sources: Sources, verification: pa.Table, each: Any = map_
         np.concatenate([p.label_N for p in pieces]),
         {n: np.concatenate([p.signals[n] for p in pieces]) for n in pieces[0].signals},
     )
-    evidence.signals["cleannet_cosine"] = crossfitted_cosines(sources.cleannet, evidence.row_N)
+    if sources.cleannet is not None:
+        evidence.signals["cleannet_cosine"] = crossfitted_cosines(sources.cleannet, evidence.row_N)
     return evidence, verified_of(verification, evidence.row_N)
 
 
 def fit_detectors(job: Job, evidence: Evidence, verified_N: np.ndarray, class_folds: int) -> dict[str, Any]:
-    """Every detector on the verified images; and CleanNet as published, on cosines of its own class folds."""
+    """Every detector that has its signals; and CleanNet as published, on cosines of its own class folds."""
     sure: dict[str, int] = {"class_folds": class_folds, "seed": job.seed}
-    fitted = {name: d.fit(evidence, verified_N, **sure) for name, d in DETECTORS.items()}
+    able = {name: d for name, d in DETECTORS.items() if set(d.signals) <= set(evidence.signals)}
+    fitted = {name: d.fit(evidence, verified_N, **sure) for name, d in able.items()}
     if job.sources.published is not None:
         cosines = crossfitted_cosines(job.sources.published, evidence.row_N)
         published = Evidence(evidence.row_N, evidence.label_N, {"cleannet_cosine": cosines})
@@ -161,7 +163,7 @@ def relevance_table(job: Job, known: JudgedShard, decision: Decision) -> pa.Tabl
     probability_N = decision.probability_correct_N
     if probability_N is None:  # a detector without probabilities is certain of what it says
         probability_N = (~decision.mislabeled_N).astype(np.float32)
-    relevance_N = known.evidence.signals["cleannet_cosine"]
+    relevance_N = known.evidence.signals.get("cleannet_cosine", np.full(len(verified_N), np.nan, np.float32))
     weight_N = TREATMENTS[job.treatment.name](Judged(relevance_N, probability_N, mislabeled_N, verified_N))
     suggested_N, similarity_N = known.suggestions(mislabeled_N)
     columns = {

@@ -8,13 +8,14 @@ import math
 import re
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from cleanscale.errors import ConfigError
 from cleanscale.storage import uris
 from cleanscale.storage.manifests import flatten, read_json, write_json
 from cleanscale.tracking.delivery import Delivery, Message, RunHandle, first_line
-from cleanscale.tracking.settings import RECORD, TrackingSettings, beside, tracking_uri
+from cleanscale.tracking.settings import RECORD, TrackingSettings, tracking_uri
 from cleanscale.tracking.store import SQLITE, MlflowStore, connect, end_children, refused
 from cleanscale.tracking.system import SystemMetrics
 
@@ -246,7 +247,9 @@ def experiment(client: Any, name: str, run_uri: str, store: str) -> str:
     if found is not None:
         return found.experiment_id
     # Without a server MLflow would put artifacts below the working directory, which for a cluster job is temporary.
-    place = beside(run_uri) / "mlflow-artifacts" if store.startswith(SQLITE) and uris.is_local(run_uri) else None
+    # They lie beside the database: a sweep's run folder is deeper than those of the runs that come after it.
+    database = Path(store.removeprefix(SQLITE)) if store.startswith(SQLITE) else None
+    place = database.resolve().parent / "mlflow-artifacts" if database and uris.is_local(run_uri) else None
     try:
         return client.create_experiment(name, artifact_location=place.as_uri() if place else None)
     except Exception:

@@ -24,6 +24,8 @@ from cleanscale.training.cleannet_settings import CleanNetSettings
 from cleanscale.training.collectives import Alone, Collectives
 
 OnStep = Callable[[int, dict[str, torch.Tensor]], None]
+OnModel = Callable[[int, CleanNet], None]
+OnCosines = Callable[[int, np.ndarray], None]
 
 
 def fit_cleannet(
@@ -38,13 +40,15 @@ def fit_cleannet(
     start: CleanNet | None = None,
     steps: int | None = None,
     on_step: OnStep | None = None,
+    on_model: OnModel | None = None,
     device: str = "cpu",
 ) -> CleanNet:
     """CleanNet fitted on these images. verified_N: 1 right, 0 wrong, -1 unseen.
 
     Without verified images the terms that need none remain. Data parallel: every worker brings its own unverified
     images and *all* verified ones, with the references of their classes. `start` is a model to begin from (it is not
-    changed), `steps` overrides the settings'. `on_step(step, losses)` gets tensors. Same seed and number of workers:
+    changed), `steps` overrides the settings'. `on_step(step, losses)` gets tensors and
+    `on_model(steps done, model)` the model, to look at. Same seed and number of workers:
     same weights on CPU. Raises DataError for sizes that disagree, StageError when no image's class has references.
     """
     settings, workers = settings.resolved(), collectives or Alone()
@@ -71,7 +75,8 @@ def fit_cleannet(
         model = copy.deepcopy(start) if start is not None else _new_model(feature_ND, verified_N, settings, workers)
         torch.manual_seed(seed * 1_000_003 + 1 + workers.rank)  # dropout
         model.to(on).train()
-        _fit(model, feature_ND, verified_N, references, batches, settings, workers, steps or settings.steps, on_step)
+        heard = (on_step, on_model)
+        _fit(model, feature_ND, verified_N, references, batches, settings, workers, steps or settings.steps, heard)
     return model.eval()
 
 
@@ -147,8 +152,9 @@ def _fit(
     settings: CleanNetSettings,
     workers: Collectives,
     steps: int,
-    on_step: OnStep | None,
+    heard: tuple[OnStep | None, OnModel | None],
 ) -> None:
+    on_step, on_model = heard
     parameters = list(model.parameters())
     on = parameters[0].device
     optimizer, schedule = _optimizer(parameters, settings, steps)
@@ -191,6 +197,8 @@ def _fit(
         schedule.step()
         if on_step is not None:
             on_step(step, {name: term.detach() for name, term in terms.items()})
+        if on_model is not None:
+            on_model(step + 1, model)
 
 
 def _optimizer(
@@ -276,6 +284,8 @@ def cross_fitted_relevance(
     seed: int,
     collectives: Collectives | None = None,
     on_step: OnStep | None = None,
+    on_cosines: OnCosines | None = None,
+    cosines_every: int = 100,
     device: str = "cpu",
 ) -> CrossFitted:
     """CleanNet fitted on everything, and cosines of verified images fitted without their class's verification labels.
@@ -283,12 +293,19 @@ def cross_fitted_relevance(
     Verified classes are split into folds; for each fold a model is fitted that sees its images as unseen. All fits
     begin from one that saw no verification label (`fold_start = "unverified"`) or from scratch, and take equally many
     steps, so that delta carries over to the final model. `cosine_N` is NaN for images without a verification label.
+
+    on_cosines(steps done, cosine_N) hears every `cosines_every` steps of the first fit what it says of the verified
+    images, of which it saw no label, and then after each fold the cosines of all folds so far; NaN: not known yet.
     """
     settings = settings.resolved()
     verified_N = np.asarray(verified_N)
     cosine_N = np.full(len(verified_N), np.nan, np.float32)
 
-    def fitted(seen_N: np.ndarray, start: CleanNet | None, steps: int) -> CleanNet:
+    done = 0
+
+    def fitted(seen_N: np.ndarray, start: CleanNet | None, steps: int, on_model: OnModel | None = None) -> CleanNet:
+        nonlocal done
+        done += steps
         return fit_cleannet(
             feature_ND,
             label_N,
@@ -300,12 +317,22 @@ def cross_fitted_relevance(
             start=start,
             steps=steps,
             on_step=on_step,
+            on_model=on_model,
             device=device,
         )
 
+    def look(step: int, model: CleanNet) -> None:
+        if on_cosines is not None and step % cosines_every == 0:
+            seen_N = verified_N != UNSEEN
+            now_N = np.full(len(verified_N), np.nan, np.float32)
+            model.eval()  # which draws nothing: training goes on as if nobody had looked
+            now_N[seen_N] = relevance(model, references, feature_ND[seen_N], np.asarray(label_N)[seen_N])
+            model.train()
+            on_cosines(step, now_N)
+
     start = None
     if settings.fold_start == "unverified":
-        start = fitted(np.full_like(verified_N, UNSEEN), None, settings.start_steps)
+        start = fitted(np.full_like(verified_N, UNSEEN), None, settings.start_steps, look)
     verified_C = np.unique(np.asarray(label_N)[verified_N != UNSEEN])
     if len(verified_C) < 2:  # nothing to leave out: the start saw no label, and otherwise there is no cosine
         if start is not None:
@@ -318,4 +345,6 @@ def cross_fitted_relevance(
         left_N = (verified_N != UNSEEN) & (fold_N == fold)
         model = fitted(np.where(left_N, UNSEEN, verified_N), start, settings.steps)
         cosine_N[left_N] = relevance(model, references, feature_ND[left_N], np.asarray(label_N)[left_N])
+        if on_cosines is not None:
+            on_cosines(done, cosine_N.copy())
     return CrossFitted(cosine_N, fitted(verified_N, start, settings.steps))
