@@ -1,3 +1,4 @@
+import os
 import signal
 import subprocess
 import sys
@@ -45,3 +46,23 @@ def test_a_handler_of_sigterm_outlives_the_start_of_ray():
     with own_signals():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as Ray does with a handler of its own
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_cluster_whose_token_this_process_lacks_is_the_users_error(tmp_path):
+    """In a process of its own, with a home without a token; something listens at the address."""
+    code = (
+        "from cleanscale.engine.session import session\n"
+        "from cleanscale.engine.settings import EngineSettings\n"
+        "from cleanscale.errors import ConfigError\n"
+        "import socket\n"
+        "with socket.create_server(('127.0.0.1', 0)) as server:\n"
+        "    try:\n"
+        "        with session(EngineSettings(address=f'127.0.0.1:{server.getsockname()[1]}')): pass\n"
+        "    except ConfigError as error:\n"
+        "        print(error)\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {"RAY_AUTH_MODE": "token", "HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment)
+    assert "did not take this process's token" in done.stdout, done.stderr
+    assert "RAY_AUTH_TOKEN" in done.stdout
