@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import http.client
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +33,7 @@ BROKEN = (
     ResponseStreamingError,
     ResponseParserError,
     aiohttp.ClientError,
-    asyncio.TimeoutError,
+    TimeoutError,
     ConnectionError,
     http.client.IncompleteRead,
 )
