@@ -319,8 +319,8 @@ class Content:
     def __init__(self, content: bytes) -> None:
         self.content = content
 
-    async def read(self, amount: int = -1) -> bytes:
-        taken = self.content if amount < 0 else self.content[:amount]
+    async def read(self, amount: int | None = None) -> bytes:
+        taken = self.content if amount is None or amount < 0 else self.content[:amount]
         self.content = self.content[len(taken) :]
         return taken
 

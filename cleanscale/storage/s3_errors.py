@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import http.client
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +33,7 @@ BROKEN = (
     ResponseStreamingError,
     ResponseParserError,
     aiohttp.ClientError,
-    asyncio.TimeoutError,
+    TimeoutError,
     ConnectionError,
     http.client.IncompleteRead,
 )
@@ -98,7 +97,7 @@ def describe(uri: str, error: BaseException, expected: str) -> str:
     again = "the same command goes on from where it was"
     if code == "NoSuchBucket":
         remedy = "create the bucket, or correct its name, AWS_ENDPOINT_URL or the region"
-        return f"{name} has no bucket ({why}); expected {expected}; {remedy}"
+        return f"there is no bucket for {name} ({why}); expected {expected}; {remedy}"
     if code in ("NoSuchKey", "404"):
         return f"nothing found at {name}; expected {expected}; check the spelling, and that the bucket is the right one"
     if code in EXPIRED:

@@ -57,6 +57,10 @@ def open_filesystem(uri: str) -> tuple[Any, str]:
             ) from error
 
 
+def _is_s3(filesystem: Any) -> bool:
+    return "s3" in filesystem.protocol
+
+
 def join(uri: str, *parts: str) -> str:
     """The URI of something below `uri`; works for URIs and local paths alike."""
     pieces = [part.strip("/") for part in parts if part.strip("/")]
@@ -123,8 +127,7 @@ def list_files(uri: str, suffixes: Sequence[str] = (), *, missing_is_error: bool
 def _find(filesystem: Any, path: str) -> tuple[dict[str, Any], str]:
     """({path: info}, root that the paths of the listing are relative to)."""
     marks = [path.index(mark) for mark in _GLOB_MAGIC if mark in path]
-    local = isinstance(filesystem, LocalFileSystem)
-    if not local:  # the folders of an object store are what lies below them: one listing
+    if _is_s3(filesystem):  # its folders are what lies below them: one listing
         found = filesystem.find(path, detail=True)
         if found:
             return found, path.rpartition("/")[0] if list(found) == [path] else path
@@ -190,7 +193,7 @@ def read_end(uri: str, amount: int) -> tuple[bytes, int]:
     """(the last `amount` bytes of a file, or all it has; its size in bytes)."""
     filesystem, path = open_filesystem(uri)
     with translate_errors(uri):
-        if hasattr(filesystem, "read_end"):  # S3 tells the size along with the bytes
+        if _is_s3(filesystem):  # which tells the size along with the bytes
             return filesystem.read_end(path, amount)
         size = filesystem.size(path)
         return filesystem.cat_file(path, start=max(0, size - amount), end=size), size
@@ -229,7 +232,7 @@ def abort_uploads(uri: str) -> int:
     Returns how many there were. Only for a folder that nobody writes into; where that is not allowed, or not S3, none.
     """
     filesystem, path = open_filesystem(uri)
-    if not hasattr(filesystem, "abort_uploads"):
+    if not _is_s3(filesystem):
         return 0
     try:
         return filesystem.abort_uploads(path)
@@ -273,7 +276,7 @@ def translate_errors(
     except (OSError, ImportError) as error:
         raise _as_data_error(uri, error, expected) from error
     except Exception as error:
-        modules = ("botocore", "aiobotocore", "aiohttp", "s3fs", "fsspec", "asyncio")
+        modules = ("botocore", "aiobotocore", "aiohttp", "s3fs", "fsspec")
         if not type(error).__module__.startswith(modules):
             raise
         raise _as_data_error(uri, error, expected) from error
@@ -281,7 +284,7 @@ def translate_errors(
 
 def _as_data_error(uri: str, error: Exception, expected: str) -> DataError:
     kind = type(error).__name__
-    if kind in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "TokenRetrievalError"):
+    if kind in _NO_CREDENTIALS:
         remedy = "give AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or run where a role is attached"
         return DataError(f"no credentials for '{uri}' ({_first_line(error)}); expected AWS credentials; {remedy}")
     if hasattr(error, "asked"):
@@ -302,6 +305,17 @@ def _as_data_error(uri: str, error: Exception, expected: str) -> DataError:
     return DataError(f"'{uri}' cannot be used ({kind}: {_first_line(error)}); expected {expected}; check the URI")
 
 
+_NO_CREDENTIALS = frozenset(
+    {
+        "NoCredentialsError",
+        "PartialCredentialsError",
+        "CredentialRetrievalError",
+        "ProfileNotFound",
+        "TokenRetrievalError",
+        "SSOTokenLoadError",
+        "UnauthorizedSSOTokenError",
+    }
+)
 _COMMON = frozenset({"file", "s3", "gs", "gcs", "abfs", "az", "hdfs", "http", "https", "memory", "sftp", "hf"})
 
 

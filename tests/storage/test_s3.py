@@ -233,7 +233,7 @@ def test_a_permanent_error_names_bucket_key_and_remedy_and_is_not_tried_again(st
     with pytest.raises(DataError, match=rf"bucket '{BUCKET}', key '{key}'.*refused.*s3:PutObject.*grant it"):
         uris.write_bytes(f"{folder}/secret", b"y")
     assert len(proxy.requests) == 2
-    with pytest.raises(DataError, match=r"bucket 'no-such-bucket', key 'a/b'.*has no bucket.*create the bucket"):
+    with pytest.raises(DataError, match=r"no bucket for .*bucket 'no-such-bucket', key 'a/b'.*create the bucket"):
         uris.write_bytes("s3://no-such-bucket/a/b", b"y")
     with pytest.raises(DataError, match=r"no-such-bucket.*create the bucket"):
         uris.read_if_there("s3://no-such-bucket/a/b")
