@@ -28,7 +28,8 @@ log = logging.getLogger(__name__)
 LEASE = "lease.json"
 RENEWED_EVERY_S = 10.0
 # A lease of another machine that is not renewed for so long is void: its holder was killed, or its machine is gone.
-SILENT_S = 30.0
+# On a local (shared) disk; on an object store, where renewing may take as long as a busy store is waited for.
+SILENT_S = {True: 30.0, False: 120.0}
 # Two runs that start at the same moment both write; after this time both read the same file, and one goes on.
 SETTLED_AFTER_S = {True: 0.2, False: 1.0}  # on a local disk; on an object store
 TEMPORARY = "working_dir_files"  # where Ray unpacks the working directory of a job, until the cluster ends
@@ -39,6 +40,7 @@ class Lease:
 
     def __init__(self, run_uri: str) -> None:
         self.run_uri, self.uri = run_uri, uris.join(run_uri, LEASE)
+        self.silent_s = SILENT_S[uris.is_local(run_uri)]
         self.mine = {
             "token": uuid.uuid4().hex,
             "host": socket.gethostname(),
@@ -69,11 +71,11 @@ class Lease:
             "%s was last used by %s; waiting up to %.0f s to see whether that run is still there",
             self.run_uri,
             in_words(found),
-            SILENT_S,
+            self.silent_s,
         )
-        deadline = time.monotonic() + SILENT_S
+        deadline = time.monotonic() + self.silent_s
         while time.monotonic() < deadline:
-            time.sleep(min(1.0, SILENT_S / 10))
+            time.sleep(min(1.0, self.silent_s / 10))
             now = read_json(self.uri)
             if now is None:  # it ended by itself
                 return
@@ -134,7 +136,7 @@ def held(run_uri: str) -> Iterator[None]:
             raise
         raise StageError(
             f"{run_uri} was taken over by {in_words(lease.lost_to)}, because this run could not renew its lease for "
-            f"{SILENT_S:.0f} s; expected one run at a time in a folder; follow that one"
+            f"{lease.silent_s:.0f} s; expected one run at a time in a folder; follow that one"
         ) from None
     finally:
         stop.set()

@@ -17,7 +17,7 @@ from cleanscale.storage.manifests import read_json, write_json
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> str:
-    monkeypatch.setattr(lease, "SILENT_S", 0.6)
+    monkeypatch.setattr(lease, "SILENT_S", {True: 0.6, False: 0.6})
     monkeypatch.setattr(lease, "RENEWED_EVERY_S", 0.1)
     return str(tmp_path / "run")
 
@@ -38,7 +38,7 @@ def test_a_second_run_of_this_machine_is_refused_at_once_and_changes_nothing(fol
         started = time.monotonic()
         with pytest.raises(ConfigError) as caught, held(folder):
             pass
-        assert time.monotonic() - started < lease.SILENT_S
+        assert time.monotonic() - started < lease.SILENT_S[True]
         assert read_json(uris.join(folder, LEASE))["token"] == before
     assert f"{folder} is in use by a run on" in str(caught.value)
     assert f"process {os.getpid()}" in str(caught.value)
@@ -51,14 +51,14 @@ def test_the_lease_of_a_killed_process_is_void_at_once(folder):
     assert uris.exists(uris.join(folder, LEASE))
     started = time.monotonic()
     with held(folder):
-        assert time.monotonic() - started < lease.SILENT_S
+        assert time.monotonic() - started < lease.SILENT_S[True]
 
 
 def test_a_lease_of_another_machine_is_void_when_it_falls_silent(folder):
     write_json(uris.join(folder, LEASE), of_another_machine(folder))
     started = time.monotonic()
     with held(folder):
-        assert time.monotonic() - started >= lease.SILENT_S
+        assert time.monotonic() - started >= lease.SILENT_S[True]
 
 
 def test_a_lease_of_another_machine_that_is_renewed_is_respected(folder):
