@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from cleanscale.errors import ConfigError
+from cleanscale.errors import ConfigError, DataError
 from cleanscale.registry.finished_run import FinishedRun
 from cleanscale.registry.promotion import Comparison, compare_classifiers, compare_detectors
 from cleanscale.registry.register import Registered, register
@@ -57,9 +57,12 @@ def compare(run: FinishedRun, store: Store, registered: Registered, kind: str, a
         return Comparison(model, True, f"there is no {alias} yet, so version {version} becomes it", {})
     if str(champion.version) == version:
         return Comparison(model, True, f"version {version} is the {alias} already", {}, version)
-    if kind == "classifier":
+    if kind == "detector":
+        return compare_detectors(store, model, version, champion)
+    try:
         return compare_classifiers(run, store, model, version, champion)
-    return compare_detectors(store, model, version, champion)
+    except DataError as error:  # nothing is known, so nothing is better; --force decides
+        return Comparison(model, False, f"cannot be compared: {error}", {}, str(champion.version))
 
 
 def rollback(store: Store, name: str, alias: str) -> list[tuple[str, str, str]]:

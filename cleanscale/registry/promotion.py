@@ -27,7 +27,7 @@ from mlflow.exceptions import MlflowException
 
 from cleanscale.errors import DataError
 from cleanscale.maths.intervals import Measured, measured_accuracy, paired_accuracy
-from cleanscale.registry.classifier_artifacts import PREDICTIONS
+from cleanscale.registry.classifier_artifacts import PREDICTIONS, named_predictions
 from cleanscale.registry.detector_artifacts import DECISIONS
 from cleanscale.registry.finished_run import FinishedRun
 from cleanscale.registry.model_artifacts import read_inputs
@@ -69,9 +69,14 @@ def compare_classifiers(run: FinishedRun, store: Store, model: str, version: str
     if not run.tests:
         reason = "the run has no test set, so nothing says that it is better (train with --data.test, or give --force)"
         return Comparison(model, False, reason, {}, holder)
-    own = stored_table(store, model, version, f"data/classifier/{PREDICTIONS}")
+    own = named_predictions(run)
     theirs_N = champion_predictions(run, store, model, champion, own)
     truth_N = own["label"].to_numpy(zero_copy_only=False)
+    if not np.isin(theirs_N, truth_N).any():
+        raise DataError(
+            f"{model} version {holder} gives none of the classes of this run's test set; expected a model for the same "
+            "classes; promote with --force to replace it, or register under another --name"
+        )
     correct_N, other_N = first_of(own) == truth_N, theirs_N == truth_N
     difference = paired_accuracy(correct_N, other_N)
     better = difference.low is not None and difference.low > 0
@@ -97,7 +102,7 @@ def champion_predictions(
     if champion.tags.get(INPUT) != run.kind:
         raise DataError(
             f"{model} version {champion.version} takes {champion.tags.get(INPUT)} and this run {run.kind}; expected "
-            "the same to compare them on the same rows; promote with --force, or under another --name"
+            "the same to compare them on the same rows; promote with --force, or register under another --name"
         )
     served = mlflow.pyfunc.load_model(f"models:/{model}/{champion.version}")
     test = run.ingested("test")
@@ -108,6 +113,12 @@ def champion_predictions(
         row_B = row_N[start : start + BATCH]
         contents = read_inputs(test, row_B)
         predicted = served.predict(pd.DataFrame({column: [contents[row] for row in row_B.tolist()]}))
+        if predicted["error"].notna().all():
+            reason = predicted["error"].iloc[0]
+            raise DataError(
+                f"{model} version {champion.version} can use none of this run's test rows ({reason}); "
+                "expected the same kind of input; promote with --force to replace it, or register under another --name"
+            )
         found.append(predicted["class_name"].to_numpy(object))
     return np.concatenate(found)
 

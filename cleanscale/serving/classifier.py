@@ -21,6 +21,7 @@ from cleanscale.models.classifier import FeatureProjection, classifier_from_byte
 from cleanscale.models.heads import head_from_bytes
 from cleanscale.serving.features import FromFeatures, FromImages
 from cleanscale.serving.model_folder import read_description, read_npy
+from cleanscale.serving.threads import threads_for
 
 KIND = "classifier"
 WEIGHTS, HEAD, PROJECTION = "classifier.safetensors", "head.safetensors", "projection.npy"
@@ -35,6 +36,7 @@ class ServedClassifier:
     layers: nn.Module
     labels: LabelMap
     num_classes: int
+    threads: int
 
     @classmethod
     def load(cls, folder: Path) -> ServedClassifier:
@@ -47,12 +49,12 @@ class ServedClassifier:
             model.eval().requires_grad_(False)
             layers = nn.Sequential(model.projection or nn.Identity(), model.head)
             source: FromImages | FromFeatures = FromImages(model.backbone, described["evaluation_crop"])
-            return cls(source, layers.eval(), labels, model.num_classes)
+            return cls(source, layers.eval(), labels, model.num_classes, torch.get_num_threads())
         head = head_from_bytes((folder / HEAD).read_bytes())
         projected = (folder / PROJECTION).exists()
         first = FeatureProjection(torch.from_numpy(read_npy(folder / PROJECTION))) if projected else nn.Identity()
-        layers = nn.Sequential(first, head).eval()
-        return cls(FromFeatures(described["feature_width"]), layers, labels, head.config["num_classes"])
+        layers, source = nn.Sequential(first, head).eval(), FromFeatures(described["feature_width"])
+        return cls(source, layers, labels, head.config["num_classes"], torch.get_num_threads())
 
     def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """A row for each row: `label`, `class_name`, `probability`, the `top_*` lists, best first, and `error`.
@@ -60,8 +62,9 @@ class ServedClassifier:
         params: `top_k`, how many classes the lists hold. A row that cannot be used has an `error` and nothing else.
         """
         top = min(int((params or {}).get("top_k") or TOP_K), self.num_classes)
-        made = self.features(model_input[self.features.column].tolist())
-        label_XK, probability_XK = self.best(made.feature_XD, top)
+        with threads_for(len(model_input), self.threads):
+            made = self.features(model_input[self.features.column].tolist())
+            label_XK, probability_XK = self.best(made.feature_XD, top)
         rows: list[dict[str, Any]] = [
             {"label": None, "class_name": None, "probability": None}
             | {"top_labels": [], "top_classes": [], "top_probabilities": [], "error": error}

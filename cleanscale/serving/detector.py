@@ -30,6 +30,7 @@ from cleanscale.models.heads import FrozenHead, head_from_bytes
 from cleanscale.serving.class_statistics import ClassStatistics
 from cleanscale.serving.features import FromFeatures, FromImages, Made
 from cleanscale.serving.model_folder import read_description, read_npy
+from cleanscale.serving.threads import threads_for
 from cleanscale.training.cleannet import query_embeddings
 
 KIND = "detector"
@@ -116,6 +117,7 @@ class ServedDetector:
     detector: FittedDetector
     labels: LabelMap
     described: dict[str, Any]
+    threads: int
 
     @classmethod
     def load(cls, folder: Path) -> ServedDetector:
@@ -139,6 +141,7 @@ class ServedDetector:
             DETECTORS[described["detector"]["name"]].from_dict(described["detector"]["fitted"]),
             LabelMap.from_json(described["labels"]),
             described,
+            torch.get_num_threads(),
         )
 
     def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
@@ -147,6 +150,10 @@ class ServedDetector:
 
         A row that cannot be used has an `error` and nothing else.
         """
+        with threads_for(len(model_input), self.threads):
+            return self.answered(model_input)
+
+    def answered(self, model_input: pd.DataFrame) -> pd.DataFrame:
         made = self.features(model_input[self.features.column].tolist())
         label_N, error_N = self.class_ids(model_input["label"].tolist())
         error_N = [one or other for one, other in zip(made.error_N, error_N, strict=True)]

@@ -111,6 +111,19 @@ def test_a_champion_on_other_test_files_is_asked_about_this_runs_images(command,
     assert evidence[0] == evidence[1]
 
 
+def test_what_cannot_be_compared_is_refused_and_goes_through_by_force(command, registered, again, store):
+    run = again("mixed")
+    command("promote", str(registered / "features"), "--name", "mixed")
+    status, out, _ = command("promote", run)
+    assert status == 3
+    assert "takes features and this run images" in out
+    assert command("promote", run, "--force")[0] == 0
+    holder = store.holder("mixed-classifier", "champion")
+    assert str(holder.version) == "2"
+    assert holder.tags["promoted_by_force"] == "true"
+    assert "cannot be compared" in json.loads(holder.tags["promotion.champion"])["reason"]
+
+
 def test_rollback_takes_back_one_promotion_after_the_other_for_both_models(command, again, registered, store):
     run = again("back")
     for classifier in ("round_0", "round_1", "round_0"):
