@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from cleanscale.errors import CleanscaleError
 from cleanscale.reporting.progress import Progress
+from cleanscale.storage.lease import held
 from cleanscale.train import start_logging
 
 
@@ -25,7 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         from cleanscale.tuning.sweep import print_outcome, run
 
-        print_outcome(sweep, run(sweep, progress))
+        with held(sweep.run_uri):
+            found = run(sweep, progress)
+        print_outcome(sweep, found)
     except CleanscaleError as error:
         sys.stderr.write(f"cleanscale: {error}\n")
         return error.exit_status
