@@ -93,18 +93,18 @@ def run(
         write_settings(settings, place, inputs.train.label_map().names)
         on_inputs(inputs)
         classifiers: dict[str, Trained] = {}
-        last: Round | None = None
+        last, summary = None, None
         for number in range(settings.run.rounds):
             last = one_round(settings, place.of_round(number), inputs, number, last)
             classifiers[f"round_{number}"] = last.classifier
-            round_ended(settings, place, inputs, classifiers, last, number, final=False)
+            summary = round_ended(settings, place, inputs, classifiers, last, number)
         assert last is not None
         number = settings.run.rounds
         final = train_classifier(settings, place.of_round(number), inputs, number, last)
         classifiers[f"round_{number}"] = final
         if inputs.clean is not None:
             classifiers["fine_tuned_on_clean"] = fine_tune_on_clean(settings, place.of_round(number), inputs, final)
-        return round_ended(settings, place, inputs, classifiers, last, number, final=True)
+        return round_ended(settings, place, inputs, classifiers, last, number, summary)
 
 
 def local_inputs(settings: Settings) -> list[str]:
@@ -298,10 +298,12 @@ def round_ended(
     classifiers: dict[str, Trained],
     last: Round,
     number: int,
-    *,
-    final: bool,
+    earlier: Summary | None = None,
 ) -> Summary:
-    """Measure what there is so far and put the product where it is looked for; the last time with figures."""
+    """Measure what there is so far and put the product where it is looked for.
+
+    The last time, with figures, nothing new was judged: `earlier` says what that round had come to.
+    """
     from cleanscale.stages import outcome  # what it needs to measure and draw stays out of memory while workers train
 
     predicted = predict_test(settings, place, inputs, classifiers)
@@ -316,9 +318,11 @@ def round_ended(
         class_index=uris.join(last.relevance[0].rsplit("/", 1)[0], "class_index"),
         versions=versions(),
         newest_round=number,
-        draw=final and settings.evaluate.figures,
+        parts=[name for name in ("train", "test", "clean") if getattr(inputs, name) is not None],
+        earlier=earlier,
+        draw=earlier is not None and settings.evaluate.figures,
     )
-    report_round(place, summary.metrics, number, judged=not final)
+    report_round(place, summary.metrics, number, judged=earlier is None)
     return summary
 
 

@@ -7,6 +7,7 @@ Detection is measured on images with a known true label whose verification label
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,23 +78,39 @@ def metrics(
     judged: Judgements | None,
     predictions: dict[str, Predictions],
     main: str,
+    *,
+    earlier: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The detection, calibration, classification and difference tables of metrics.json."""
-    found: dict[str, Any] = {"difference": {}}
+    """The detection, calibration, classification and difference tables of metrics.json.
+
+    earlier: the metrics when the same judgement was last measured; what they say of it is not computed again.
+    """
     sure: dict[str, int] = {"resamples": settings.resamples, "seed": place.seed}
     with place.timed("evaluate"):
-        if judged is not None and len(judged.label_N):
-            decisions, groups = judged.decisions(), judged.groups()
-            report = detection_report(judged.label_N, judged.wrong_N, decisions, groups, main=main, **sure)
-            found["detection"] = report["detection"]
-            found["difference"]["detection"] = report["difference"]
-            found["calibration"] = calibration_report(judged.label_N, judged.wrong_N, judged.probability, **sure)
+        if earlier is not None:
+            found = {name: earlier[name] for name in ("detection", "calibration") if name in earlier}
+            found["difference"] = {n: d for n, d in earlier["difference"].items() if n == "detection"}
+        else:
+            found = detection_metrics(judged, main, **sure)
         if predictions:
             correct = {name: {"top1": p.correct(1), "top5": p.correct(5)} for name, p in predictions.items()}
             report = classification_report(correct, **sure)
             found["classification"] = report["classification"]
             found["difference"]["classification"] = report["difference"]
     return found
+
+
+def detection_metrics(judged: Judgements | None, main: str, *, resamples: int, seed: int) -> dict[str, Any]:
+    if judged is None or not len(judged.label_N):
+        return {"difference": {}}
+    sure: dict[str, int] = {"resamples": resamples, "seed": seed}
+    decisions, groups = judged.decisions(), judged.groups()
+    report = detection_report(judged.label_N, judged.wrong_N, decisions, groups, main=main, **sure)
+    return {
+        "detection": report["detection"],
+        "difference": {"detection": report["difference"]},
+        "calibration": calibration_report(judged.label_N, judged.wrong_N, judged.probability, **sure),
+    }
 
 
 def count_found(relevance: str, features: FeatureShards) -> Found:

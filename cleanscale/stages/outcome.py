@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -32,14 +33,22 @@ def run(
     class_index: str,
     versions: dict[str, str],
     newest_round: int,
+    parts: Sequence[str],
+    earlier: Summary | None,
     draw: bool,
 ) -> Summary:
-    """Measure, publish, and say what the terminal shows. predicted: of each classifier so far, on the test set."""
+    """Measure, publish, and say what the terminal shows.
+
+    predicted: of each classifier so far, on the test set. parts: the inputs that there are (train, test, clean).
+    earlier: the outcome when this judgement was new; None when it is new now.
+    """
     judged = evaluate.judgements(relevance, features, data)
-    numbers = evaluate.metrics(place, settings, judged, predicted, detector)
-    publish_relevance(place, relevance, features)
-    overview.run(place, data, features, relevance, judged, detector)
-    rejected = gather_rejected(place)
+    known = earlier.metrics if earlier else None
+    numbers = evaluate.metrics(place, settings, judged, predicted, detector, earlier=known)
+    if earlier is None:
+        publish_relevance(place, relevance, features)
+        overview.run(place, data, features, relevance, judged, detector)
+    rejected = gather_rejected(place, parts)
     if draw:
         from cleanscale.stages import figures
 
@@ -86,11 +95,14 @@ def publish_relevance(place: Place, relevance: str, features: FeatureShards) -> 
             uris.remove_tree(file.uri)
 
 
-def gather_rejected(place: Place) -> dict[str, int]:
+def gather_rejected(place: Place, parts: Sequence[str]) -> dict[str, int]:
     """rejected.parquet of the run, and how many rows for each reason."""
-    found = [f for f in uris.list_files(place.uri, ("rejected.parquet",)) if "/" in f.path]
-    # Each round's features meet the same unreadable images: those of the first tell.
-    tables = [read_table(f.uri) for f in found if not f.path.startswith("rounds/") or f.path.startswith("rounds/00/")]
+    # Each round's features meet the same unreadable images: those of the first tell. An input that an earlier
+    # invocation had and this one has not is no part of the run any more, though its stage is still there.
+    homes = ("rounds/00/", *(f"{stage}/{part}/" for stage in ("ingest", "cache") for part in parts))
+    found = [f for f in uris.list_files(place.uri, ("rejected.parquet",)) if f.path.startswith(homes)]
+    found = [f for f in found if "test" in parts or "_test_features/" not in f.path]
+    tables = [read_table(f.uri) for f in found]
     table = pa.concat_tables(tables)
     write_table(place.path("rejected.parquet"), table)
     # "unreadable image: truncated file" counts as an unreadable image; the table has the whole reason.
