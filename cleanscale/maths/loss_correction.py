@@ -19,8 +19,8 @@ from cleanscale.schema import UNSEEN
 ANCHOR_SHARE = 0.05
 # The anchors' estimate counts as much as so many verified labels of a class.
 ANCHOR_PAIRS = 10.0
-# Least probability in the backward correction, as a share of the uniform one: some of its coefficients are negative, and
-# without a floor the loss has no minimum.
+# Least probability in the backward correction, as a share of the uniform one: some of its coefficients are negative,
+# and without a floor the loss has no minimum.
 LEAST_SHARE = 0.01
 
 
@@ -49,10 +49,10 @@ def transition_matrix(
     """observed_given_true_CC float64 [C, C] from verified labels, and from anchors where there are none.
 
     Labels are verified by observed class, often in some classes only, so what they say directly is P(true | observed)
-    of those classes: the share of right labels, and, where the true class is named, what the wrong ones are. The rest is
-    the anchors' (`anchor_CC` turned round by Bayes). Weighted by the images of each observed class and turned back.
+    of those classes: the share of right labels, and, where the true class is named, what the wrong ones are. The rest
+    is the anchors' (`anchor_CC` turned round by Bayes). Weighted by the images of each observed class and turned back.
 
-    images_C: images with each observed label. true_P: the true class of a verified label; below 0 if wrong and not named.
+    images_C: images with each observed label. true_P: the true class of a verified label, below 0 if not named.
     """
     classes = len(anchor_CC)
     joint_CC = anchor_CC * images_C[:, None]

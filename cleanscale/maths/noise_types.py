@@ -46,7 +46,7 @@ def confusion_of_pairs(true_P: np.ndarray, observed_P: np.ndarray, num_classes: 
     """The most likely confusion matrix (Eq. 8-14), exactly: for each true class the k most frequent wrong labels.
 
     Each k is tried and the one with the highest likelihood is kept, where the labels after the k-th are pointless.
-    Equal counts: the lower class first; equal likelihoods: the smaller k. The pairs are sorted, so O(P log P), whatever C.
+    Equal counts: the lower class first; equal likelihoods: the smaller k. The pairs are sorted: O(P log P), whatever C.
     """
     wrong_P = true_P != observed_P
     key_P = true_P[wrong_P].astype(np.int64) * num_classes + observed_P[wrong_P]
@@ -112,7 +112,7 @@ class NoiseTypeModel:
         self.empty_C = torch.from_numpy(empty_C).to(device)
 
     def likeliest_type(self, true_B: torch.Tensor, observed_B: torch.Tensor) -> torch.Tensor:
-        """int64 [B]: the type that maximises p(observed | true, type) (section 4: what p(type | image) learns first)."""
+        """int64 [B]: the type with the highest p(observed | true, type); what the types' network learns first."""
         key_B = observed_B * self.num_classes + true_B
         listed_B = torch.zeros_like(true_B, dtype=torch.bool)
         if len(self.key_E):
