@@ -13,11 +13,11 @@ from torch import nn
 class WithNoiseTypes(nn.Module):
     """Two networks on the same input (Xiao et al. 2015, Figure 4): logits of classes and of noise types [B, C + Z]."""
 
-    def __init__(self, classifier: nn.Module, noise_types: nn.Module) -> None:
+    def __init__(self, classifier: nn.Module, noise_types: nn.Module, num_classes: int) -> None:
         super().__init__()
         self.classifier = classifier
         self.noise_types = noise_types
-        self.num_classes: int = classifier.num_classes
+        self.num_classes = num_classes
 
     def forward(self, input_B: torch.Tensor) -> torch.Tensor:
         return torch.cat([self.classifier(input_B), self.noise_types(input_B)], dim=1)

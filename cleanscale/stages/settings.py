@@ -18,7 +18,9 @@ DetectorName = Literal[
     "margin",
     "prediction_disagrees",
 ]
-TreatmentName = Literal["probability", "soft", "hard", "none"]
+TreatmentName = Literal[
+    "probability", "soft", "hard", "none", "relabel", "forward", "backward", "bottom_up", "noise_em"
+]
 
 
 class FeaturesSettings(BaseModel):
@@ -80,7 +82,14 @@ class TreatmentSettings(BaseModel):
 
     name: TreatmentName = Field(
         "probability",
-        description="Weights of the images: probability_correct, soft (Eq. 12), hard (Eq. 13), or none (all 1).",
+        description="Weights of the images: probability_correct, soft (Eq. 12), hard (Eq. 13), or none (all 1); "
+        "relabel: wrong images under the suggested label; a loss that knows the noise: forward, backward (Patrini), "
+        "bottom_up (Sukhbaatar), noise_em (Xiao).",
+    )
+    matrix_classes: int = Field(
+        4096,
+        ge=2,
+        description="Most classes for which forward, backward and bottom_up hold a matrix of classes by classes.",
     )
 
 

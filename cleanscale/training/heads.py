@@ -67,8 +67,7 @@ def fit_head(
 
 def fit_noisy_head(
     feature_ND: np.ndarray,
-    observed_N: np.ndarray,
-    known_N: np.ndarray,
+    target_N2: np.ndarray,
     num_classes: int,
     settings: HeadSettings,
     *,
@@ -82,10 +81,9 @@ def fit_noisy_head(
 ) -> Wrapped:
     """As `fit_head`, for a loss built from a model of the noise (`training/losses.py`).
 
-    observed_N: noisy labels. known_N: what somebody found (maths/noise_types.py). `wrap` puts what else learns around
-    the new head, or around a copy of `start`; the result is what it gave.
+    target_N2: noisy labels and what somebody found. `wrap` puts what else learns around the new head, or around a copy
+    of `start`; the result is what it gave.
     """
-    target_N2 = np.stack([observed_N, known_N], axis=1).astype(np.int64)
     rows = _TrainingRows.make(feature_ND, target_N2, None, num_classes, collectives or Alone(), device)
     return _fit(rows, wrap, loss, num_classes, settings, seed, on_epoch, start)
 

@@ -51,7 +51,7 @@ def fit(treatment: str, verified: int = 400, settings: HeadSettings = SETTINGS) 
         if treatment == "noise_em":
             types = Head(WIDTH, NUM_TYPES, settings.hidden_width)
             types.mean_D, types.scale_D = head.mean_D.clone(), head.scale_D.clone()
-            return WithNoiseTypes(head, types)
+            return WithNoiseTypes(head, types, CLASSES)
         matrix_CC = noise.observed_given_true_CC
         return WithNoiseLayer(head, matrix_CC) if treatment == "bottom_up" and matrix_CC is not None else head
 
@@ -60,7 +60,9 @@ def fit(treatment: str, verified: int = 400, settings: HeadSettings = SETTINGS) 
     if treatment == "noise_em":  # the paper's order: both networks on verified images, then EM
         rows = slice(0, verified)
         start = fit_head(feature_ND[rows], true_N[rows], None, CLASSES, settings, seed=0)
-    model = fit_noisy_head(feature_ND, observed_N, known_N, CLASSES, settings, start=start, **common)
+    model = fit_noisy_head(
+        feature_ND, np.stack([observed_N, known_N], axis=1), CLASSES, settings, start=start, **common
+    )
     return model if isinstance(model, Head) else model.classifier
 
 
@@ -83,9 +85,11 @@ def test_verdicts_that_only_say_wrong_still_teach_noise_em_that_the_label_is_not
     loss = noise_loss(noise, "cpu")
 
     def wrap(head: Head) -> WithNoiseTypes:
-        return WithNoiseTypes(head, Head(WIDTH, NUM_TYPES))
+        return WithNoiseTypes(head, Head(WIDTH, NUM_TYPES), CLASSES)
 
-    model = fit_noisy_head(feature_ND, observed_N, known_N, CLASSES, SETTINGS, wrap=wrap, loss=loss, seed=0)
+    model = fit_noisy_head(
+        feature_ND, np.stack([observed_N, known_N], axis=1), CLASSES, SETTINGS, wrap=wrap, loss=loss, seed=0
+    )
     labels_alone = fit_head(feature_ND, observed_N, None, CLASSES, SETTINGS, seed=0)
     assert accuracy(model.classifier) > accuracy(labels_alone) + 0.1
 
