@@ -16,6 +16,15 @@ CLASSES, WIDTH = 6, 10
 SETTINGS = HeadSettings(hidden_width=0, epochs=12, batch=128, learning_rate=0.02, weight_decay=0, mixup=0)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Two threads on a busy machine wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def blobs(images: int = 3000, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(features, true, observed): 60 % of classes 0, 2, 4 are observed as the next class; 10 % of all as any."""
     random = np.random.default_rng(seed)
@@ -67,7 +76,7 @@ def fit(treatment: str, verified: int = 400, settings: HeadSettings = SETTINGS) 
 
 
 @pytest.fixture(scope="module")
-def plain() -> float:
+def plain(one_thread) -> float:
     feature_ND, _, observed_N = blobs()
     return accuracy(fit_head(feature_ND, observed_N, None, CLASSES, SETTINGS, seed=0))
 
