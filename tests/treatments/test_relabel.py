@@ -20,7 +20,7 @@ def images(**changes) -> Suggested:
 def test_a_weight_is_the_probability_that_the_target_in_use_is_right():
     target_N, weight_N = relabelled(images())
     assert target_N.tolist() == [0, 5, 2, 8]
-    # The suggestion: the label is wrong with 0.8, and then it is this class with 0.45 of the 0.9 that are not the label.
+    # The label is wrong with 0.8, and then it is the suggested class with 0.45 of 0.9.
     np.testing.assert_allclose(weight_N, [0.9, 0.8 * 0.45 / 0.9, 0, 1], rtol=1e-6)
 
 
