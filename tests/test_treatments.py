@@ -37,7 +37,6 @@ def tiny(call_main, in_this_process, tmp_path_factory):
         assert status == 0, said
         return folder, said
 
-    do("probability")
     return do
 
 
@@ -53,23 +52,8 @@ def times(folder: Path) -> dict[str, int]:
     return {str(file): file.stat().st_mtime_ns for file in files}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NEW)
-def test_every_treatment_runs_and_redoes_only_what_depends_on_it(tiny, weighted, name):
-    """Slow: trains a classifier on images for each treatment."""
-    folder, _ = tiny(name)
-    assert times(folder) == weighted[1]
-    assert (folder / LAST).read_bytes() != weighted[0]
-    top1 = json.loads((folder / "metrics.json").read_text())["classification"]["round_1"]["top1"]
-    assert top1["n"] == 20 * 4
-    assert 0 <= top1["low"] <= top1["value"] <= top1["high"] <= 100
-
-
-@pytest.mark.slow
-def test_relabel_gives_wrong_images_the_suggested_label_and_leaves_the_table_as_it_was(tiny, by_row):
-    """Slow: needs a run."""
-    folder, _ = tiny("relabel")
-    table = by_row(folder / "relevance")
+def relabelled_images_have_the_suggested_label_and_the_table_is_as_it_was(folder: Path) -> None:
+    table = pq.read_table(sorted((folder / "relevance").glob("*.parquet"))).sort_by("row")
     target_R = read_array(str(folder / "rounds/01/supervision/targets.npy"))
     weight_R = read_array(str(folder / "rounds/01/supervision/weights.npy"))
     label_N, wrong_N = table["label"].to_numpy(), table["mislabeled"].to_numpy()
@@ -83,11 +67,7 @@ def test_relabel_gives_wrong_images_the_suggested_label_and_leaves_the_table_as_
     assert ((weight_R >= 0) & (weight_R <= 1)).all()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["forward", "backward", "bottom_up"])
-def test_the_matrix_of_a_treatment_is_a_row_for_every_true_class(tiny, name):
-    """Slow: needs a run."""
-    folder, _ = tiny(name)
+def the_matrix_has_a_row_for_every_true_class(folder: Path) -> None:
     matrix_CC = read_array(str(folder / "rounds/01/supervision/observed_given_true.npy"))
     assert matrix_CC.shape == (20, 20)
     np.testing.assert_allclose(matrix_CC.sum(axis=1), 1, rtol=1e-5)
@@ -96,10 +76,7 @@ def test_the_matrix_of_a_treatment_is_a_row_for_every_true_class(tiny, name):
     assert (known_R >= 0).sum() == 9 * 20
 
 
-@pytest.mark.slow
-def test_noise_em_says_of_every_image_what_its_noise_is_and_what_it_shows(tiny):
-    """Slow: needs a run."""
-    folder, _ = tiny("noise_em")
+def every_image_has_a_noise_type_and_likely_true_classes(folder: Path) -> None:
     table = pq.read_table(sorted((folder / "rounds/01/noise_types").glob("*.parquet"))).sort_by("row")
     assert table.schema.equals(schema.NOISE_TYPES)
     assert table["row"].to_pylist() == list(range(20 * 30))
@@ -117,10 +94,31 @@ def test_noise_em_says_of_every_image_what_its_noise_is_and_what_it_shows(tiny):
     assert notes["repeats"] == round(0.5 * 600 / 180)
 
 
+LEFT_BY = {
+    "relabel": relabelled_images_have_the_suggested_label_and_the_table_is_as_it_was,
+    "forward": the_matrix_has_a_row_for_every_true_class,
+    "backward": the_matrix_has_a_row_for_every_true_class,
+    "bottom_up": the_matrix_has_a_row_for_every_true_class,
+    "noise_em": every_image_has_a_noise_type_and_likely_true_classes,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NEW)
+def test_every_treatment_runs_leaves_what_it_used_and_redoes_only_what_depends_on_it(tiny, weighted, name):
+    """Slow: trains a classifier on images for each treatment."""
+    folder, _ = tiny(name)
+    assert times(folder) == weighted[1]
+    assert (folder / LAST).read_bytes() != weighted[0]
+    top1 = json.loads((folder / "metrics.json").read_text())["classification"]["round_1"]["top1"]
+    assert top1["n"] == 20 * 4
+    assert 0 <= top1["low"] <= top1["value"] <= top1["high"] <= 100
+    LEFT_BY[name](folder)
+
+
 @pytest.mark.slow
 def test_the_default_treatment_is_the_same_bits_after_all_others(tiny, weighted):
     """Slow: needs a run."""
-    tiny("noise_em")
     folder, _ = tiny("probability")
     assert (folder / LAST).read_bytes() == weighted[0]
 
@@ -158,8 +156,11 @@ def test_every_treatment_runs_on_features_with_right_and_wrong_alone(on_features
 
 
 @pytest.mark.slow
-def test_too_many_classes_for_a_matrix_are_the_users_error(on_features):
+def test_too_many_classes_for_a_matrix_are_the_users_error(on_features, capsys):
     """Slow: starts a run."""
-    status, _, said = on_features("forward", "--treatment.matrix_classes", "7")
+    status, _, _ = on_features("forward", "--treatment.matrix_classes", "7")
     assert status != 0
-    assert any("8 classes" in line and "at most 7" in line and "noise_em" in line for line in said), said
+    told = " ".join(capsys.readouterr().err.split())
+    assert "8 classes" in told
+    assert "at most 7" in told
+    assert "noise_em" in told

@@ -102,7 +102,7 @@ class NoiseTypeModel:
     def __init__(self, confusion: Confusion, device: str | torch.device = "cpu") -> None:
         classes = confusion.num_classes
         self.num_classes = classes
-        self.true_E = torch.from_numpy(confusion.true_E).to(device)
+        self.true_E = torch.tensor(confusion.true_E, device=device)
         self.key_E = torch.from_numpy(confusion.observed_E * classes + confusion.true_E).to(device)
         self.log_probability_E = torch.from_numpy(np.log(confusion.probability_E)).float().to(device)
         start_C1 = np.searchsorted(confusion.observed_E, np.arange(classes + 1))
