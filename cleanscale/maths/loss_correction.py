@@ -16,7 +16,7 @@ from torch.nn.functional import nll_loss
 from cleanscale.schema import UNSEEN
 
 # Share of a class's images that are its anchors: those that the classifier is most sure of.
-ANCHOR_SHARE = 0.05
+ANCHOR_SHARE, MOST_ANCHORS = 0.05, 200
 # The anchors' estimate counts as much as so many verified labels of a class.
 ANCHOR_PAIRS = 10.0
 # Least probability in the backward correction, as a share of the uniform one: some of its coefficients are negative,
@@ -24,23 +24,23 @@ ANCHOR_PAIRS = 10.0
 LEAST_SHARE = 0.01
 
 
-def anchor_estimate(log_probability_NC: np.ndarray, label_N: np.ndarray, class_M: np.ndarray) -> np.ndarray:
-    """float64 [M, C]: rows of P(observed | true) for the classes of class_M, from anchor points (their section 4.1).
+def anchors_of_class(own_log_probability_N: np.ndarray) -> np.ndarray:
+    """Places of a class's anchor points among its images: the surest 5 %, at most MOST_ANCHORS.
 
-    An anchor of a class is an image that is surely of it, so what a classifier of noisy labels expects there is the
-    noise of the class. Their one anchor per class is the mean of the surest 5 % of those labelled so.
-    log_probability_NC: by a classifier of noisy labels, of images that it has not seen. A class without images: itself.
+    own_log_probability_N: of their common label, by a classifier of noisy labels that has not seen them.
     """
-    observed_given_true_MC = np.zeros((len(class_M), log_probability_NC.shape[1]))
-    for place, label in enumerate(class_M):
-        own_NC = log_probability_NC[label_N == label]
-        if not len(own_NC):
-            observed_given_true_MC[place, label] = 1
-            continue
-        anchors = max(1, round(ANCHOR_SHARE * len(own_NC)))
-        surest = np.argsort(-own_NC[:, label], kind="stable")[:anchors]
-        observed_given_true_MC[place] = np.exp(own_NC[surest].astype(np.float64)).mean(axis=0)
-    return observed_given_true_MC / observed_given_true_MC.sum(axis=1, keepdims=True)
+    anchors = min(MOST_ANCHORS, max(1, round(ANCHOR_SHARE * len(own_log_probability_N))))
+    return np.argsort(-own_log_probability_N, kind="stable")[:anchors]
+
+
+def anchor_row(log_probability_NC: np.ndarray) -> np.ndarray:
+    """float64 [C]: P(observed | true) of a class, from the predictions at its anchor points (their section 4.1).
+
+    An anchor is an image that is surely of the class, so what a classifier of noisy labels expects there is the noise
+    of the class. Patrini et al. take one; this is the mean of several.
+    """
+    mean_C = np.exp(log_probability_NC.astype(np.float64)).mean(axis=0)
+    return mean_C / mean_C.sum()
 
 
 def transition_matrix(

@@ -27,11 +27,12 @@ from cleanscale import schema
 from cleanscale.engine.tasks import map_shards
 from cleanscale.errors import ConfigError
 from cleanscale.maths.keyed_random import folds_of_rows
-from cleanscale.maths.loss_correction import anchor_estimate, transition_matrix
+from cleanscale.maths.loss_correction import anchor_row, anchors_of_class, transition_matrix
 from cleanscale.maths.noise_types import WRONG_UNNAMED, Confusion, confusion_of_pairs
+from cleanscale.models.heads import FrozenHead
 from cleanscale.models.noise_models import WithNoiseLayer
 from cleanscale.stages.evidence import row_fold_heads
-from cleanscale.stages.feature_shards import FeatureShards
+from cleanscale.stages.feature_shards import Features, FeatureShards
 from cleanscale.stages.ingest import Ingested
 from cleanscale.stages.judged_shard import places
 from cleanscale.stages.place import Place
@@ -51,6 +52,7 @@ WEIGHTS, TARGETS, KNOWN = "weights.npy", "targets.npy", "known.npy"
 MATRIX, CONFUSION = "observed_given_true.npy", "confusion.parquet"
 # Verified images are shown so often that they are this share of all (Xiao et al., section 4).
 VERIFIED_SHARE = 0.5
+BLOCK_IMAGES = 4096
 
 
 @dataclass(frozen=True)
@@ -256,11 +258,22 @@ def anchors_of_range(shards: list[Shard], job: Job) -> tuple[np.ndarray, np.ndar
     features = job.features.read_all(shards)
     class_M, images_M = np.unique(features.label_N, return_counts=True)
     heads = row_fold_heads(job.evidence, job.row_folds)
-    fold_N = folds_of_rows(job.seed, features.row_N, len(heads))
-    log_probability_NC = np.empty((len(features), job.num_classes), np.float32)
+    anchor_MC = np.empty((len(class_M), job.num_classes))
+    for place, label in enumerate(class_M):
+        own = features.take(features.label_N == label)
+        blocks = np.array_split(np.arange(len(own)), -(-len(own) // BLOCK_IMAGES))
+        own_N = np.concatenate([unseen_log_probability(heads, own, at, job.seed)[:, label] for at in blocks])
+        anchor_MC[place] = anchor_row(unseen_log_probability(heads, own, anchors_of_class(own_N), job.seed))
+    return class_M, anchor_MC, images_M
+
+
+def unseen_log_probability(heads: list[FrozenHead], features: Features, at_N: np.ndarray, seed: int) -> np.ndarray:
+    """float32 [N, C] for the images at these places, each by the head that has not seen it."""
+    fold_N = folds_of_rows(seed, features.row_N[at_N], len(heads))
+    log_probability_NC = np.empty((len(at_N), len(heads[0].bias_C)), np.float32)
     for fold, head in enumerate(heads):
-        log_probability_NC[fold_N == fold] = head.log_probability(features.feature_ND[fold_N == fold])
-    return class_M, anchor_estimate(log_probability_NC, features.label_N, class_M), images_M
+        log_probability_NC[fold_N == fold] = head.log_probability(features.feature_ND[at_N[fold_N == fold]])
+    return log_probability_NC
 
 
 def write_confusion(uri: str, confusion: Confusion) -> None:

@@ -4,7 +4,8 @@ import torch
 from torch.nn.functional import nll_loss
 
 from cleanscale.maths.loss_correction import (
-    anchor_estimate,
+    anchor_row,
+    anchors_of_class,
     backward_loss,
     backward_matrix,
     forward_loss,
@@ -90,16 +91,18 @@ def drawn(images: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 def test_anchors_give_the_noise_of_a_good_classifier():
     _, observed_N, log_probability_NC = drawn(3000)
-    found = anchor_estimate(log_probability_NC, observed_N, np.arange(CLASSES))
-    np.testing.assert_allclose(found, noise(), atol=0.03)
-    np.testing.assert_allclose(found.sum(axis=1), 1)
-    some = anchor_estimate(log_probability_NC, observed_N, np.array([3, 1]))
-    np.testing.assert_array_equal(some, found[[3, 1]])
+    for label in range(CLASSES):
+        own_NC = log_probability_NC[observed_N == label]
+        anchors = anchors_of_class(own_NC[:, label])
+        assert len(anchors) == round(0.05 * len(own_NC))
+        assert own_NC[anchors, label].min() >= np.delete(own_NC[:, label], anchors).max()
+        found_C = anchor_row(own_NC[anchors])
+        np.testing.assert_allclose(found_C, noise()[label], atol=0.03)
+        assert found_C.sum() == pytest.approx(1)
 
 
-def test_a_class_without_images_is_only_itself():
-    found = anchor_estimate(np.log(np.full((2, 3), 1 / 3)), np.array([0, 0]), np.array([1]))
-    assert found.tolist() == [[0, 1, 0]]
+def test_a_class_of_one_image_has_that_as_its_anchor():
+    assert anchors_of_class(np.array([-2.0])).tolist() == [0]
 
 
 @pytest.mark.parametrize("checked", [[0, 1, 2, 3, 4], [0, 2], []], ids=["all classes", "some classes", "none"])
