@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 
 WEIGHTS, TARGETS, KNOWN = "weights.npy", "targets.npy", "known.npy"
 MATRIX, CONFUSION = "observed_given_true.npy", "confusion.parquet"
-# Verified images are shown so often that they are this share of all (Xiao et al., section 4).
+# noise_em shows verified images so often that there are this many of them for each image (Xiao et al., section 4).
 VERIFIED_SHARE = 0.5
 BLOCK_IMAGES = 4096
 
@@ -233,14 +233,11 @@ def tell(treatment: str, observed_P: np.ndarray, true_P: np.ndarray) -> dict[str
     unnamed = len(true_P) - right - named
     log.info("%s: %d labels known to be right, %d wrong and named, %d wrong", treatment, right, named, unnamed)
     if not named:
-        lost = "no noise counts as confusing" if treatment == "noise_em" else "which classes are confused is estimated"
-        log.warning(
-            "%s: no true class of a wrong label is known, so %s%s; a column verified_label in the verification table "
-            "would tell",
-            treatment,
-            lost,
-            "" if treatment == "noise_em" else " from anchor points alone",
-        )
+        lost = "no noise counts as confusing"
+        if treatment != "noise_em":
+            lost = "which classes are confused is taken from anchor points"
+        advice = "a column verified_label in the verification table would tell"
+        log.warning("%s: no true class of a wrong label is known, so %s; %s", treatment, lost, advice)
     return {"right": right, "wrong_named": named, "wrong_unnamed": unnamed}
 
 
