@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 FROZEN = ConfigDict(frozen=True, extra="forbid")
 
@@ -91,6 +91,12 @@ class TreatmentSettings(BaseModel):
         ge=2,
         description="Most classes for which forward, backward and bottom_up hold a matrix of classes by classes.",
     )
+
+    @field_validator("name", mode="before")
+    @classmethod
+    def none_is_a_name(cls, name: object) -> object:
+        """On the command line `none` unsets a setting; here it is one of the names."""
+        return "none" if name is None else name
 
 
 class EvaluateSettings(BaseModel):
