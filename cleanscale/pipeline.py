@@ -8,67 +8,32 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from cleanscale.classifiers import (
+    Inputs,
+    Round,
+    Trained,
+    classifier_and_features,
+    fine_tune_on_clean,
+    predict_test,
+    train_classifier,
+)
 from cleanscale.config import Settings, resolved_toml, versions
 from cleanscale.datasets.glyphs import EMBEDDED
 from cleanscale.engine.session import session
 from cleanscale.engine.shared_places import check_seen_by_all_nodes
-from cleanscale.judging import Made, judge, make_evidence, make_references, stage
+from cleanscale.judging import judge, make_evidence, make_references
 from cleanscale.reporting.progress import Progress
 from cleanscale.reporting.terminal import Summary
-from cleanscale.stages import (
-    cache,
-    classifier,
-    features,
-    glyphs,
-    head_classifier,
-    ingest,
-    predictions,
-    relevance,
-)
-from cleanscale.stages.feature_shards import FeatureShards
-from cleanscale.stages.ingest import Ingested
+from cleanscale.stages import cache, glyphs, ingest, supervision
 from cleanscale.stages.place import Place, Report
-from cleanscale.stages.predictions import Predictions
 from cleanscale.storage import uris
 
 REPORTED_OF_ALL = ("difference", "seconds", "images_per_second", "peak_memory_bytes")
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What a run reads, ingested."""
-
-    train: Ingested
-    test: Ingested | None
-    clean: Ingested | None
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A classifier, the stage whose file holds its backbone (None where the input is features), and the folder of the
-    features that its fully connected layers were trained on (None where it was trained on images)."""
-
-    made: Made
-    backbone: Made | None
-    projection: str | None
-
-
-@dataclass(frozen=True)
-class Round:
-    """What a finished round left: the features it worked on, its classifier, the judgement and its weights."""
-
-    classifier: Trained
-    features: FeatureShards
-    relevance: Made
-
-    @property
-    def weights(self) -> Made:
-        return uris.join(self.relevance[0], relevance.WEIGHTS), self.relevance[1]
 
 
 def run(
@@ -92,6 +57,7 @@ def run(
         inputs = read_inputs(settings, place)
         write_settings(settings, place, inputs.train.label_map().names)
         on_inputs(inputs)
+        supervision.check(settings.treatment, inputs.train.num_classes)
         classifiers: dict[str, Trained] = {}
         last, summary = None, None
         for number in range(settings.run.rounds):
@@ -145,150 +111,8 @@ def one_round(settings: Settings, place: Place, inputs: Inputs, number: int, las
     seen = make_evidence(
         settings, place, inputs.train, shards, sets, folder("evidence"), last.weights if last else None
     )
-    return Round(
-        trained, shards, judge(settings, place, inputs.train, shards, sets, seen, inputs.train.verification(), folder)
-    )
-
-
-def classifier_and_features(
-    settings: Settings, place: Place, inputs: Inputs, number: int, last: Round | None
-) -> tuple[Trained, FeatureShards]:
-    """The first half of a round, which no verification label has a part in until there are weights."""
-    if last is not None and on_features(settings, inputs, number):
-        return train_classifier(settings, place, inputs, number, last), last.features
-    if on_features(settings, inputs, number):
-        backbone, shards = frozen_features(settings, place, inputs)
-        return train_head(settings, place, inputs, number, shards, backbone, None), shards
-    trained = train_classifier(settings, place, inputs, number, last)
-    return trained, make_features(settings, place, inputs.train, place.round_path(number, "features"), trained.backbone)
-
-
-def on_features(settings: Settings, inputs: Inputs, number: int) -> bool:
-    """Whether only the fully connected layers train: always with a frozen backbone, and from round 2 (section 3.3)."""
-    return inputs.train.kind == "features" or settings.backbone.frozen or number >= 2
-
-
-def frozen_features(settings: Settings, place: Place, inputs: Inputs) -> tuple[Made | None, FeatureShards]:
-    """(backbone, features) that no round changes: given by the user, or of a backbone that stays as it was loaded."""
-    backbone = None
-    if inputs.train.kind == "images":
-        folder = place.round_path(0, "backbone")
-        backbone = folder, head_classifier.backbone_as_loaded(place, folder, settings.backbone).fingerprint
-    return backbone, make_features(settings, place, inputs.train, place.round_path(0, "features"), backbone)
-
-
-def make_features(
-    settings: Settings,
-    place: Place,
-    data: Ingested,
-    folder: str,
-    backbone: Made | None,
-    projection: str | None = features.FIT,
-) -> FeatureShards:
-    name = folder.rsplit("/", 1)[-1]
-    backbone = backbone if data.kind == "images" else None
-    made = features.run(
-        place,
-        folder,
-        data,
-        settings.features,
-        settings.augmentation,
-        classifier=backbone,
-        projection=projection,
-        name=name,
-    )
-    return FeatureShards.of(folder, made)
-
-
-def train_classifier(settings: Settings, place: Place, inputs: Inputs, number: int, last: Round | None) -> Trained:
-    """The classifier of round `number`: on noisy labels in round 0, with the last round's weights afterwards."""
-    weights = last.weights if last and settings.treatment.name != "none" else None
-    if last is not None and on_features(settings, inputs, number):
-        return train_head(settings, place, inputs, number, last.features, last.classifier.backbone, weights)
-    made = stage(
-        place.round_path(number, "classifier"),
-        classifier.run,
-        place,
-        inputs.train,
-        settings.backbone,
-        settings.augmentation,
-        settings.classifier,
-        round_number=number,
-        weights=weights,
-        start=last.classifier.made if last else None,
-    )
-    return Trained(made, made, None)
-
-
-def train_head(
-    settings: Settings,
-    place: Place,
-    inputs: Inputs,
-    number: int,
-    shards: FeatureShards,
-    backbone: Made | None,
-    weights: Made | None,
-    *,
-    start: Made | None = None,
-    name: str = "classifier",
-) -> Trained:
-    """A classifier whose backbone stays: its fully connected layers, on features."""
-    made = stage(
-        place.round_path(number, name),
-        head_classifier.run,
-        place,
-        shards,
-        inputs.train.num_classes,
-        head_classifier.head_settings(settings.heads, settings.classifier),
-        weights=weights,
-        backbone=uris.join(backbone[0], classifier.MODEL) if backbone else None,
-        start=start,
-        name=name,
-    )
-    return Trained(made, backbone, shards.projection)
-
-
-def fine_tune_on_clean(settings: Settings, place: Place, inputs: Inputs, final: Trained) -> Trained:
-    """The last row of the paper's Table 4: the weighted classifier, fine-tuned on images whose labels are right."""
-    assert inputs.clean is not None
-    number, name = settings.run.rounds, "classifier_clean"
-    if on_features(settings, inputs, number):
-        folder = place.round_path(number, "features_clean")
-        shards = make_features(settings, place, inputs.clean, folder, final.backbone, final.projection)
-        return train_head(settings, place, inputs, number, shards, final.backbone, None, start=final.made, name=name)
-    made = stage(
-        place.round_path(number, name),
-        classifier.run,
-        place,
-        inputs.clean,
-        settings.backbone,
-        settings.augmentation,
-        settings.classifier,
-        round_number=number,
-        start=final.made,
-        name=name,
-    )
-    return Trained(made, made, None)
-
-
-def predict_test(
-    settings: Settings, place: Place, inputs: Inputs, classifiers: dict[str, Trained]
-) -> dict[str, Predictions]:
-    """Each classifier on the test set: features of the test images by its backbone, then its head."""
-    if inputs.test is None:
-        return {}
-    found: dict[str, Predictions] = {}
-    for name, trained in classifiers.items():
-        shards = make_test_features(settings, place, inputs.test, trained.backbone)
-        folder = trained.made[0] + "_test_predictions"
-        found[name] = predictions.run(place, folder, shards, trained.made, trained.projection)
-    return found
-
-
-def make_test_features(settings: Settings, place: Place, test: Ingested, backbone: Made | None) -> FeatureShards:
-    """Features of the test images. Beside the backbone: classifiers that share one share them."""
-    home = backbone[0] if backbone else place.round_path(0, "features")
-    return make_features(settings, place, test, home + "_test_features", backbone, None)
+    judged = judge(settings, place, inputs.train, shards, sets, seen, inputs.train.verification(), folder)
+    return Round(trained, shards, judged, seen)
 
 
 def round_ended(

@@ -36,6 +36,23 @@ RELEVANCE = pa.schema(
     ]
 )
 
+# Noise types of Xiao et al. (2015): p_* from the image alone, posterior_* given its label too; of the true classes the
+# most probable ones, best first.
+NOISE_TYPES = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("label", pa.int32()),
+        ("p_noise_free", pa.float32()),
+        ("p_pointless", pa.float32()),
+        ("p_confusing", pa.float32()),
+        ("posterior_noise_free", pa.float32()),
+        ("posterior_pointless", pa.float32()),
+        ("posterior_confusing", pa.float32()),
+        ("posterior_label", pa.list_(pa.int32())),
+        ("posterior_probability", pa.list_(pa.float32())),
+    ]
+)
+
 
 def features_schema(width: int) -> pa.Schema:
     """Features of one class shard: `feature` is fixed_size_list<float16>[width]."""

@@ -145,6 +145,12 @@ def training_here() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def in_this_process() -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """`with in_this_process():` training loops run in the test's process."""
+    return training_here
+
+
 @pytest.fixture
 def train_here(ray_session) -> Iterator[None]:
     """Training loops run in the test's process: worker groups, which take seconds to start, are tested elsewhere."""

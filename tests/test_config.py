@@ -199,3 +199,7 @@ def test_merging_keeps_what_the_upper_layer_does_not_name():
 def test_every_user_error_has_exit_status_2():
     assert {ConfigError.exit_status, DataError.exit_status} == {2}
     assert issubclass(ConfigError, CleanscaleError)
+
+
+def test_none_is_a_treatment_on_the_command_line():
+    assert load(["--treatment.name", "none"]).treatment.name == "none"

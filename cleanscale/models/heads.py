@@ -33,6 +33,7 @@ class Head(nn.Module):
             "hidden_width": hidden_width,
             "dropout": dropout,
         }
+        self.num_classes = num_classes
         self.register_buffer("mean_D", torch.zeros(num_features))
         self.register_buffer("scale_D", torch.ones(num_features))
         self.hidden = nn.Linear(num_features, hidden_width) if hidden_width else None

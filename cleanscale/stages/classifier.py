@@ -14,22 +14,26 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from cleanscale.engine.data import Block, blocks, decode_cpus, stream
 from cleanscale.engine.train import Worker, train_on_workers
 from cleanscale.maths.epoch_plan import epoch_windows, steps_per_epoch
+from cleanscale.maths.noise_types import NUM_TYPES
 from cleanscale.models.backbones import BackboneSettings
 from cleanscale.models.classifier import Classifier, build_classifier, classifier_from_bytes, classifier_to_bytes
+from cleanscale.models.noise_models import WithNoiseTypes
 from cleanscale.stages.images import Images, Request, request
 from cleanscale.stages.ingest import Ingested
 from cleanscale.stages.place import Place
+from cleanscale.stages.supervision import AS_LABELLED, Supervision, Taught
 from cleanscale.storage import uris
-from cleanscale.storage.arrays import read_array
 from cleanscale.storage.manifests import Manifest, open_stage
 from cleanscale.training.classifier import Batch, ClassifierSettings, course_of_round, fit_classifier
 from cleanscale.training.transforms import AugmentationSettings
 
 MODEL = "model.safetensors"
+NOISE_TYPES = "noise_types"  # folder of the network of noise types, beside the classifier
 CHUNK_IMAGES, WINDOW_CHUNKS = 64, 16
 STREAM_WINDOWS = 512  # of one stream at least, where the epochs last
 
@@ -44,8 +48,8 @@ class Job:
     classifier: ClassifierSettings
     round_number: int
     seed: int
-    weights_uri: str | None
-    start_uri: str | None
+    supervision: Supervision
+    start: str | None
 
 
 def run(
@@ -57,13 +61,12 @@ def run(
     classifier: ClassifierSettings,
     *,
     round_number: int,
-    weights: tuple[str, str] | None = None,
+    supervision: Supervision = AS_LABELLED,
     start: tuple[str, str] | None = None,
     name: str = "classifier",
 ) -> Manifest:
-    """Train a classifier into `folder`.
+    """Train a classifier into `folder`, beside it the network of noise types where the supervision has such.
 
-    weights: (URI of weights by row, fingerprint of what made them); None: all 1.
     start: (folder of the classifier to fine-tune, its fingerprint); None: a new one.
     """
     stage = open_stage(
@@ -75,9 +78,7 @@ def run(
             "classifier": relevant(classifier, round_number),
             "run": {"seed": place.seed},
         },
-        {"ingest": data.fingerprint}
-        | ({"weights": weights[1]} if weights else {})
-        | ({"classifier": start[1]} if start else {}),
+        {"ingest": data.fingerprint} | supervision.inputs() | ({"classifier": start[1]} if start else {}),
     )
     if stage.complete:
         return stage.complete
@@ -88,8 +89,8 @@ def run(
         classifier,
         round_number,
         place.seed,
-        weights[0] if weights else None,
-        uris.join(start[0], MODEL) if start else None,
+        supervision,
+        start[0] if start else None,
     )
     epochs = course_of_round(classifier, round_number).epochs
     total = epochs * data.num_accepted
@@ -118,14 +119,15 @@ def relevant(settings: ClassifierSettings, round_number: int) -> dict[str, Any]:
 def train_loop(worker: Worker, job: Job) -> None:
     data = job.data
     plan = data.plan()
-    row_N = data.accepted_rows()
+    taught = job.supervision.read()
+    row_N = taught.rows(data.accepted_rows())
     label_R = data.labels()
-    weight_R = read_array(job.weights_uri) if job.weights_uri else None
-    model = first_model(job, data.num_classes)
-    images = Images(data.settings, job.augmentation, model.backbone.image_size, job.seed)
+    classifier = first_model(job, data.num_classes)
+    images = Images(data.settings, job.augmentation, classifier.backbone.image_size, job.seed)
     batch = max(1, job.classifier.batch_size // worker.world)
     steps = steps_per_epoch(len(row_N), batch, worker.world)
     course = course_of_round(job.classifier, job.round_number)
+    each = data.num_accepted  # images that an epoch counts as, also where it sees some of them more often
 
     def requests_of(epoch: int) -> list[tuple[int, Request]]:
         windows = epoch_windows(len(row_N), CHUNK_IMAGES, WINDOW_CHUNKS, job.seed, epoch, worker.rank, worker.world)
@@ -135,8 +137,8 @@ def train_loop(worker: Worker, job: Job) -> None:
 
     def epoch_batches(epoch: int) -> Iterator[Batch]:
         for step, block in enumerate(filled(streams.batches(epoch, batch), batch, steps)):
-            worker.say((epoch + step / steps) * len(row_N), course.epochs * len(row_N), "images", history)
-            yield as_batch(block, label_R, weight_R)
+            worker.say((epoch + step / steps) * each, course.epochs * each, "images", history)
+            yield as_batch(block, label_R, taught)
 
     start = worker.checkpoint()
     history: list[dict[str, float]] = start["history"] if start else []
@@ -144,10 +146,10 @@ def train_loop(worker: Worker, job: Job) -> None:
     def on_epoch(epoch: int, metrics: dict[str, float], state: Callable[[], dict[str, Any]]) -> None:
         history.append({"step": epoch, **metrics})
         worker.save(lambda: state() | {"history": history}, metrics)
-        worker.say((epoch + 1) * len(row_N), course.epochs * len(row_N), "images", history)
+        worker.say((epoch + 1) * each, course.epochs * each, "images", history)
 
-    fit_classifier(
-        model,
+    model = fit_classifier(
+        network(classifier, taught, job),
         epoch_batches,
         job.classifier,
         steps_per_epoch=steps,
@@ -157,9 +159,29 @@ def train_loop(worker: Worker, job: Job) -> None:
         collectives=worker.collectives,
         device=worker.device,
         on_epoch=on_epoch,
+        loss=taught.loss(worker.device),
     )
     if worker.rank == 0:
-        uris.write_bytes(uris.join(worker.uri, MODEL), classifier_to_bytes(model, job.backbone))
+        uris.write_bytes(uris.join(worker.uri, MODEL), classifier_to_bytes(classifier, job.backbone))
+        if isinstance(model, WithNoiseTypes) and isinstance(model.noise_types, Classifier):
+            types = classifier_to_bytes(model.noise_types, job.backbone)
+            uris.write_bytes(uris.join(worker.uri, NOISE_TYPES, MODEL), types)
+
+
+def network(classifier: Classifier, taught: Taught, job: Job) -> nn.Module:
+    """What learns: the classifier, or what the noise model puts around it.
+
+    The network of noise types begins as the one that the start was trained with, else with the start's backbone.
+    """
+    if taught.noise is None or taught.noise.confusion is None:
+        return taught.layered(classifier)
+    if job.start and (content := uris.read_if_there(uris.join(job.start, NOISE_TYPES, MODEL))) is not None:
+        return WithNoiseTypes(classifier, classifier_from_bytes(content, source=job.start)[0], classifier.num_classes)
+    settings = job.classifier
+    shape = {"hidden_width": settings.hidden_width, "dropout": settings.dropout}
+    types = build_classifier(job.backbone, NUM_TYPES, **shape, seed=job.seed)
+    types.backbone.load_state_dict(classifier.backbone.state_dict())
+    return WithNoiseTypes(classifier, types, classifier.num_classes)
 
 
 class EpochStreams:
@@ -210,8 +232,8 @@ def rows_of(requests: list[tuple[int, Request]]) -> int:
 
 def first_model(job: Job, num_classes: int) -> Classifier:
     """A new classifier, or the one to fine-tune; the same on every worker."""
-    if job.start_uri is not None:
-        return classifier_from_bytes(uris.read_bytes(job.start_uri), source=job.start_uri)[0]
+    if job.start is not None:
+        return load(job.start)
     return build_classifier(
         job.backbone,
         num_classes,
@@ -242,16 +264,14 @@ def repeated(block: Block, batch: int) -> Block:
     }
 
 
-def as_batch(block: Block, label_R: np.ndarray, weight_R: np.ndarray | None) -> Batch:
-    """Labels and weights come to the images by position. An image that could not be decoded weighs nothing."""
+def as_batch(block: Block, label_R: np.ndarray, taught: Taught) -> Batch:
+    """Targets and weights come to the images by position. An image that could not be decoded weighs nothing."""
     row_B = block["row"]
-    weight_B = block["ok"].astype(np.float32)
-    if weight_R is not None:
-        weight_B *= np.nan_to_num(weight_R[row_B])
+    weight_B = block["ok"] * taught.weights(row_B)
     image_B3SS = block["image"]
     return Batch(
         torch.from_numpy(image_B3SS if image_B3SS.flags.writeable else image_B3SS.copy()),
-        torch.from_numpy(label_R[row_B].astype(np.int64)),
+        torch.from_numpy(taught.targets(row_B, label_R[row_B])),
         torch.from_numpy(weight_B),
     )
 

@@ -28,7 +28,7 @@ from cleanscale.maths.evidence import (
     other_class_signals,
     own_log_probability,
 )
-from cleanscale.models.heads import head_from_bytes, head_to_bytes
+from cleanscale.models.heads import FrozenHead, head_from_bytes, head_to_bytes
 from cleanscale.stages import references as references_stage
 from cleanscale.stages.feature_shards import FeatureShards
 from cleanscale.stages.place import Place
@@ -132,10 +132,13 @@ def heads_loop(worker: Worker, job: Job) -> None:
 
 
 def out_of_fold(job: Job) -> OutOfFold:
-    heads = [
-        head_from_bytes(uris.read_bytes(uris.join(job.folder, head_name(f)))) for f in range(job.settings.row_folds)
-    ]
-    return OutOfFold([head.frozen() for head in heads], job.seed)
+    return OutOfFold(row_fold_heads(job.folder, job.settings.row_folds), job.seed)
+
+
+def row_fold_heads(folder: str, folds: int) -> list[FrozenHead]:
+    """The heads of the folds of rows, as scoring takes them."""
+    contents = [uris.read_bytes(uris.join(folder, head_name(fold))) for fold in range(folds)]
+    return [head_from_bytes(content).frozen() for content in contents]
 
 
 def prototypes(job: Job) -> None:

@@ -6,25 +6,31 @@ From round 2 the paper fixes the convolutional layers; with --backbone.frozen th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from cleanscale.engine.train import Worker, train_on_workers
+from cleanscale.maths.noise_types import NUM_TYPES
 from cleanscale.models.backbones import BackboneSettings
 from cleanscale.models.classifier import Classifier, FeatureProjection, build_classifier, classifier_to_bytes
 from cleanscale.models.heads import Head, head_from_bytes, head_to_bytes
+from cleanscale.models.noise_models import WithNoiseTypes
 from cleanscale.stages import classifier as classifier_stage
-from cleanscale.stages.feature_shards import FeatureShards
+from cleanscale.stages.feature_shards import Features, FeatureShards
 from cleanscale.stages.features import load_projection
+from cleanscale.stages.judged_shard import places
 from cleanscale.stages.place import Place
+from cleanscale.stages.supervision import AS_LABELLED, Supervision, Taught
 from cleanscale.storage import uris
-from cleanscale.storage.arrays import read_array
 from cleanscale.storage.manifests import Manifest, open_stage
 from cleanscale.training.classifier import ClassifierSettings
-from cleanscale.training.heads import HeadSettings, fit_head
+from cleanscale.training.heads import HeadSettings, fit_head, fit_noisy_head
+from cleanscale.training.losses import Loss
 
-HEAD = "head.safetensors"
+HEAD, NOISE_TYPES_HEAD = "head.safetensors", "noise_types.safetensors"
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,7 @@ class Job:
     features: FeatureShards
     num_classes: int
     settings: HeadSettings
-    weights_uri: str | None
+    supervision: Supervision
     backbone_uri: str | None
     start: str | None
     seed: int
@@ -63,23 +69,21 @@ def run(
     num_classes: int,
     settings: HeadSettings,
     *,
-    weights: tuple[str, str] | None,
+    supervision: Supervision = AS_LABELLED,
     backbone: str | None,
     start: tuple[str, str] | None = None,
     name: str = "classifier",
 ) -> Manifest:
-    """Train a head on features into `folder`.
+    """Train a head on features into `folder`, beside it the head of noise types where the supervision has such.
 
-    weights: (URI of weights by row, fingerprint); None: all 1. backbone: file of the classifier whose backbone made the
-    features; None for an input that is features. start: (folder of the classifier to fine-tune, its fingerprint).
+    backbone: file of the classifier whose backbone made the features; None for an input that is features.
+    start: (folder of the classifier to fine-tune, its fingerprint).
     """
     stage = open_stage(
         folder,
         name,
         {"heads": settings.model_dump(mode="json"), "run": {"seed": place.seed}},
-        {"features": features.fingerprint}
-        | ({"weights": weights[1]} if weights else {})
-        | ({"classifier": start[1]} if start else {}),
+        {"features": features.fingerprint} | supervision.inputs() | ({"classifier": start[1]} if start else {}),
     )
     if stage.complete:
         return stage.complete
@@ -87,7 +91,7 @@ def run(
         features,
         num_classes,
         settings,
-        weights[0] if weights else None,
+        supervision,
         backbone,
         start[0] if start else None,
         place.seed,
@@ -100,9 +104,7 @@ def run(
 
 def fit_loop(worker: Worker, job: Job) -> None:
     own = job.features.read_all(job.features.deal(worker.world)[worker.rank])
-    weight_N = np.ones(len(own), np.float32)
-    if job.weights_uri is not None:
-        weight_N = np.nan_to_num(read_array(job.weights_uri)[own.row_N])
+    taught = job.supervision.read()
     total = job.settings.epochs * job.features.num_images
 
     history: list[dict[str, float]] = []
@@ -111,18 +113,19 @@ def fit_loop(worker: Worker, job: Job) -> None:
         history.append({"step": epoch, "loss": loss})
         worker.say((epoch + 1) * job.features.num_images, total, "images", history)
 
-    head = fit_head(
-        own.feature_ND,
-        own.label_N.astype(np.int64),
-        weight_N,
-        job.num_classes,
-        job.settings,
-        seed=job.seed,
-        collectives=worker.collectives,
-        device=worker.device,
-        on_epoch=on_epoch,
-        start=load_head(job.start) if job.start else None,
-    )
+    common = {
+        "seed": job.seed,
+        "collectives": worker.collectives,
+        "device": worker.device,
+        "on_epoch": on_epoch,
+        "start": load_head(job.start) if job.start else None,
+    }
+    target_N, weight_N = taught.targets(own.row_N, own.label_N), taught.weights(own.row_N)
+    loss = taught.loss(worker.device)
+    if loss is None:
+        head = fit_head(own.feature_ND, target_N, weight_N, job.num_classes, job.settings, **common)
+    else:
+        head = fit_with_noise(own, target_N, taught, loss, job, worker, common)
     if worker.rank == 0:
         uris.write_bytes(uris.join(worker.uri, HEAD), head_to_bytes(head))
         if job.backbone_uri is not None:
@@ -131,6 +134,51 @@ def fit_loop(worker: Worker, job: Job) -> None:
             projection = None if project is None else FeatureProjection(torch.from_numpy(project.to_array()))
             content = classifier_to_bytes(Classifier(model.backbone, head, projection), settings)
             uris.write_bytes(uris.join(worker.uri, classifier_stage.MODEL), content)
+
+
+def fit_with_noise(
+    own: Features,
+    target_N2: np.ndarray,
+    taught: Taught,
+    loss: Loss,
+    job: Job,
+    worker: Worker,
+    common: dict[str, Any],
+) -> Head:
+    """The head, by a loss that knows the noise; rank 0 writes the head of noise types where there is one."""
+    place_N = places(own.row_N, taught.rows(own.row_N))  # of every row as often as it is to be seen
+
+    def wrap(head: Head) -> nn.Module:
+        if taught.noise is None or taught.noise.confusion is None:
+            return taught.layered(head)
+        return WithNoiseTypes(head, noise_type_head(head, job), job.num_classes)
+
+    model = fit_noisy_head(
+        own.feature_ND[place_N], target_N2[place_N], job.num_classes, job.settings, wrap=wrap, loss=loss, **common
+    )
+    if isinstance(model, WithNoiseTypes) and isinstance(model.noise_types, Head) and worker.rank == 0:
+        uris.write_bytes(uris.join(worker.uri, NOISE_TYPES_HEAD), head_to_bytes(model.noise_types))
+    classifier = model if isinstance(model, Head) else model.classifier
+    assert isinstance(classifier, Head)
+    return classifier
+
+
+def noise_type_head(head: Head, job: Job) -> Head:
+    """The head of noise types that the start was trained with, else a new one for the same features."""
+    content = uris.read_if_there(uris.join(job.start, NOISE_TYPES_HEAD)) if job.start else None
+    if content is not None:
+        return head_from_bytes(content)
+    types = Head(head.config["num_features"], NUM_TYPES, job.settings.hidden_width, job.settings.dropout)
+    types.mean_D, types.scale_D = head.mean_D.clone(), head.scale_D.clone()
+    return types
+
+
+def load_noise_type_head(folder: str) -> Head:
+    """The fully connected layers of the network of noise types beside the classifier in `folder`."""
+    content = uris.read_if_there(uris.join(folder, NOISE_TYPES_HEAD))
+    if content is not None:
+        return head_from_bytes(content)
+    return classifier_stage.load(uris.join(folder, classifier_stage.NOISE_TYPES)).head
 
 
 def load_head(folder: str) -> Head:

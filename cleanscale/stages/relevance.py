@@ -66,7 +66,7 @@ def run(
         "relevance",
         {
             "detector": settings.model_dump(mode="json", exclude={"published_steps"}),
-            "treatment": treatment.model_dump(mode="json"),
+            "treatment": treatment.model_dump(mode="json", include={"name"}),
             "evidence": {"class_folds": class_folds},
             "run": {"seed": place.seed},
         },

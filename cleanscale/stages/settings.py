@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 FROZEN = ConfigDict(frozen=True, extra="forbid")
 
@@ -18,7 +18,9 @@ DetectorName = Literal[
     "margin",
     "prediction_disagrees",
 ]
-TreatmentName = Literal["probability", "soft", "hard", "none"]
+TreatmentName = Literal[
+    "probability", "soft", "hard", "none", "relabel", "forward", "backward", "bottom_up", "noise_em"
+]
 
 
 class FeaturesSettings(BaseModel):
@@ -80,8 +82,21 @@ class TreatmentSettings(BaseModel):
 
     name: TreatmentName = Field(
         "probability",
-        description="Weights of the images: probability_correct, soft (Eq. 12), hard (Eq. 13), or none (all 1).",
+        description="Weights of the images: probability_correct, soft (Eq. 12), hard (Eq. 13), or none (all 1); "
+        "relabel: wrong images under the suggested label; a loss that knows the noise: forward, backward (Patrini), "
+        "bottom_up (Sukhbaatar), noise_em (Xiao).",
     )
+    matrix_classes: int = Field(
+        4096,
+        ge=2,
+        description="Most classes for which forward, backward and bottom_up hold a matrix of classes by classes.",
+    )
+
+    @field_validator("name", mode="before")
+    @classmethod
+    def none_is_a_name(cls, name: object) -> object:
+        """On the command line `none` unsets a setting; here it is one of the names."""
+        return "none" if name is None else name
 
 
 class EvaluateSettings(BaseModel):

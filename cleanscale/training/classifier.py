@@ -11,19 +11,19 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
-from torch.nn.functional import cross_entropy
 
 from cleanscale.errors import StageError
 from cleanscale.maths.keyed_random import Purpose, generator
-from cleanscale.models.classifier import Classifier
 from cleanscale.training.collectives import Alone, Collectives
+from cleanscale.training.losses import Loss, plain_loss
 
 State = dict[str, Any]
+Network = TypeVar("Network", bound=nn.Module)  # with `num_classes`: its first outputs are the logits of the classes
 
 
 class ClassifierSettings(BaseModel):
@@ -59,7 +59,7 @@ class Batch(NamedTuple):
     """One step of one worker. Every batch of a run has the same B; images that only fill one up have weight 0."""
 
     image_B3SS: torch.Tensor  # uint8
-    label_B: torch.Tensor  # int64
+    label_B: torch.Tensor  # int64: what the loss takes as targets, the label alone or [B, 2] with what is known of it
     weight_B: torch.Tensor  # float32
 
 
@@ -82,16 +82,13 @@ def learning_rate_at(step: int, steps_per_epoch: int, course: Course, schedule: 
     return course.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
-def weighted_loss(
-    logit_BC: torch.Tensor, label_B: torch.Tensor, weight_B: torch.Tensor, label_smoothing: float = 0.0
-) -> torch.Tensor:
-    """Weighted negative log-likelihood over the number of images (Eq. 14): an image of weight 0 still counts in B."""
-    loss_B = cross_entropy(logit_BC, label_B, reduction="none", label_smoothing=label_smoothing)
+def weighted_loss(loss_B: torch.Tensor, weight_B: torch.Tensor) -> torch.Tensor:
+    """Weighted loss over the number of images (Eq. 14): an image of weight 0 still counts in B."""
     return (loss_B * weight_B).sum() / len(weight_B)
 
 
 def fit_classifier(
-    model: Classifier,
+    model: Network,
     epoch_batches: Callable[[int], Iterable[Batch]],
     settings: ClassifierSettings,
     *,
@@ -102,16 +99,18 @@ def fit_classifier(
     collectives: Collectives | None = None,
     device: str | torch.device = "cpu",
     on_epoch: Callable[[int, dict[str, float], Callable[[], State]], None] | None = None,
-) -> Classifier:
+    loss: Loss | None = None,
+) -> Network:
     """Train `model` in place and return it.
 
     `epoch_batches(epoch)` gives this worker's batches, `steps_per_epoch` of them on every worker. After each epoch
     every worker calls `on_epoch(epoch, metrics, state)`; `state()` is what a checkpoint must hold, and given back as
     `start` it continues as if there had been no interruption (on CPU: bit for bit). `course` is round 0's unless
-    given. Raises StageError when the loss is no longer finite.
+    given. `loss` is cross-entropy unless given. Raises StageError when the loss is no longer finite.
     """
     collectives = collectives or Alone()
     course = course or course_of_round(settings, 0)
+    loss = loss or plain_loss(settings.label_smoothing)
     model.to(device)
     optimizer = _optimizer(model, settings, course)
     first_epoch = 0
@@ -122,7 +121,16 @@ def fit_classifier(
     for epoch in range(first_epoch, course.epochs):
         with _dropout_of_epoch(seed, epoch, collectives.rank, device):
             metrics = _train_epoch(
-                model, epoch_batches(epoch), optimizer, settings, course, epoch, steps_per_epoch, collectives, device
+                model,
+                epoch_batches(epoch),
+                optimizer,
+                loss,
+                settings,
+                course,
+                epoch,
+                steps_per_epoch,
+                collectives,
+                device,
             )
         _average_statistics(model, collectives)
         if on_epoch is not None:
@@ -135,9 +143,10 @@ def fit_classifier(
 
 
 def _train_epoch(
-    model: Classifier,
+    model: nn.Module,
     batches: Iterable[Batch],
     optimizer: torch.optim.Optimizer,
+    loss_of: Loss,
     settings: ClassifierSettings,
     course: Course,
     epoch: int,
@@ -157,8 +166,8 @@ def _train_epoch(
             group["lr"] = rate
         label_B = batch.label_B.to(device, non_blocking=True)
         weight_B = batch.weight_B.to(device, non_blocking=True)
-        logit_BC = model(batch.image_B3SS.to(device, non_blocking=True))
-        loss = weighted_loss(logit_BC, label_B, weight_B, settings.label_smoothing)
+        output_BX = model(batch.image_B3SS.to(device, non_blocking=True))
+        loss = weighted_loss(loss_of(output_BX, label_B), weight_B)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         collectives.average_gradients(model.parameters())
@@ -166,7 +175,8 @@ def _train_epoch(
         taken += 1
         with torch.no_grad():
             counted_B = weight_B > 0
-            right_B = (logit_BC.argmax(1) == label_B) & counted_B
+            noisy_B = label_B if label_B.ndim == 1 else label_B[:, 0]
+            right_B = (output_BX[:, : model.num_classes].argmax(1) == noisy_B) & counted_B
             total += torch.stack([loss.detach() * len(weight_B), right_B.sum(), counted_B.sum()])
     assert taken == steps_per_epoch, f"{taken} batches, {steps_per_epoch} announced: other workers would wait for ever"
     loss_sum, right, counted = collectives.sum(total).tolist()

@@ -9,16 +9,20 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch.nn.functional import cross_entropy
+from torch import nn
 
 from cleanscale.errors import DataError
 from cleanscale.maths.keyed_random import Purpose, folds_of_rows, generator
 from cleanscale.models.heads import Head
 from cleanscale.training.collectives import Alone, Collectives
+from cleanscale.training.losses import Loss, plain_loss
+
+Wrapped = TypeVar("Wrapped", bound=nn.Module)
 
 
 class HeadSettings(BaseModel):
@@ -56,19 +60,57 @@ def fit_head(
     `on_epoch(epoch, mean loss of this worker)`. `start` is a head to fine-tune; it is not changed.
     Raises DataError when no image of any worker has a positive weight.
     """
-    together = collectives or Alone()
-    rows = _TrainingRows.make(feature_ND, target_N, weight_N, num_classes, together, device)
-    with torch.random.fork_rng(devices=[device] if device != "cpu" else []):
+    rows = _TrainingRows.make(feature_ND, target_N, weight_N, num_classes, collectives or Alone(), device)
+    loss = plain_loss(settings.label_smoothing)
+    return _fit(rows, lambda head: head, loss, num_classes, settings, seed, on_epoch, start)
+
+
+def fit_noisy_head(
+    feature_ND: np.ndarray,
+    target_N2: np.ndarray,
+    num_classes: int,
+    settings: HeadSettings,
+    *,
+    wrap: Callable[[Head], Wrapped],
+    loss: Loss,
+    seed: int,
+    collectives: Collectives | None = None,
+    device: str = "cpu",
+    on_epoch: Callable[[int, float], None] | None = None,
+    start: Head | None = None,
+) -> Wrapped:
+    """As `fit_head`, for a loss built from a model of the noise (`training/losses.py`).
+
+    target_N2: noisy labels and what somebody found. `wrap` puts what else learns around the new head, or around a copy
+    of `start`; the result is what it gave.
+    """
+    rows = _TrainingRows.make(feature_ND, target_N2, None, num_classes, collectives or Alone(), device)
+    return _fit(rows, wrap, loss, num_classes, settings, seed, on_epoch, start)
+
+
+def _fit(
+    rows: _TrainingRows,
+    wrap: Callable[[Head], Wrapped],
+    loss: Loss,
+    num_classes: int,
+    settings: HeadSettings,
+    seed: int,
+    on_epoch: Callable[[int, float], None] | None,
+    start: Head | None,
+) -> Wrapped:
+    device = rows.feature.device
+    with torch.random.fork_rng(devices=[device] if device.type != "cpu" else []):
         torch.manual_seed(_torch_seed(seed, 0))  # the same first weights on every worker
         if start is not None:
             head = copy.deepcopy(start)
         else:
             head = Head(rows.feature.shape[1], num_classes, settings.hidden_width, settings.dropout)
-            _standardise(head, rows, together)
-        head.to(device).train()
-        torch.manual_seed(_torch_seed(seed, 1 + together.rank))  # dropout
-        _descend(head, rows, settings, seed, together, on_epoch)
-    return head.eval()
+            _standardise(head, rows)
+        model = wrap(head)
+        model.to(device).train()
+        torch.manual_seed(_torch_seed(seed, 1 + rows.together.rank))  # dropout
+        _descend(model, rows, loss, settings, seed, on_epoch)
+    return model.eval()
 
 
 def fit_out_of_fold_heads(
@@ -119,6 +161,7 @@ class _TrainingRows:
     weight: torch.Tensor  # scaled: mean 1 over all workers' images
     total: int  # images over all workers
     share: float
+    together: Collectives
 
     @property
     def arrays(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -138,13 +181,14 @@ class _TrainingRows:
                 "no image with a positive weight is left to train the head on; expected at least one; "
                 "lower the threshold that sets weights to zero, or use --treatment.name none"
             )
-        target_N = np.asarray(target_N, np.float32 if np.ndim(target_N) == 2 else np.int64)
+        target_N = np.asarray(target_N, np.float32 if np.asarray(target_N).dtype.kind == "f" else np.int64)
         return cls(
             torch.from_numpy(np.ascontiguousarray(feature_ND)).to(device),
             torch.from_numpy(target_N).to(device),
             torch.from_numpy(weight_N * np.float32(total / weight_sum)).to(device),
             int(total),
             len(weight_N) * together.world / total,
+            together,
         )
 
 
@@ -162,17 +206,18 @@ def _check_shapes(feature_ND: np.ndarray, target_N: np.ndarray, weight_N: np.nda
 
 
 def _descend(
-    head: Head,
+    model: nn.Module,
     rows: _TrainingRows,
+    loss: Loss,
     settings: HeadSettings,
     seed: int,
-    together: Collectives,
     on_epoch: Callable[[int, float], None] | None,
 ) -> None:
+    together = rows.together
     per_worker = max(1, settings.batch // together.world)
     steps = math.ceil(rows.total / (per_worker * together.world))
     optimizer = torch.optim.AdamW(
-        head.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+        model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warm_cosine(steps * settings.epochs))
     for epoch in range(settings.epochs):
@@ -181,10 +226,10 @@ def _descend(
         for batch_B in np.split(_epoch_order(random, len(rows.weight), steps * per_worker), steps):
             optimizer.zero_grad(set_to_none=True)
             if len(batch_B):
-                loss = _loss(head, rows, torch.from_numpy(batch_B), settings, random) * rows.share
-                loss.backward()
-                loss_sum += loss.item()
-            together.average_gradients(head.parameters())
+                mean = _mean_loss(model, rows, torch.from_numpy(batch_B), loss, settings, random) * rows.share
+                mean.backward()
+                loss_sum += mean.item()
+            together.average_gradients(model.parameters())
             optimizer.step()
             schedule.step()
         if on_epoch is not None:
@@ -199,30 +244,32 @@ def _epoch_order(random: np.random.Generator, images: int, draws: int) -> np.nda
     return np.concatenate(passes)[:draws]
 
 
-def _loss(
-    head: Head, rows: _TrainingRows, batch_B: torch.Tensor, settings: HeadSettings, random: np.random.Generator
+def _mean_loss(
+    model: nn.Module,
+    rows: _TrainingRows,
+    batch_B: torch.Tensor,
+    loss: Loss,
+    settings: HeadSettings,
+    random: np.random.Generator,
 ) -> torch.Tensor:
-    """Mean over the batch of weight x cross-entropy."""
+    """Mean over the batch of weight x loss."""
     feature_BD, target_B, weight_B = (x[batch_B].float() if x.is_floating_point() else x[batch_B] for x in rows.arrays)
-    smoothing = settings.label_smoothing
     if not settings.mixup:
-        loss_B = cross_entropy(head(feature_BD), target_B, reduction="none", label_smoothing=smoothing)
-        return (weight_B * loss_B).mean()
+        return (weight_B * loss(model(feature_BD), target_B)).mean()
     share = float(random.beta(settings.mixup, settings.mixup))
-    logits_BC = head(share * feature_BD + (1 - share) * feature_BD.flip(0))
-    loss_B = cross_entropy(logits_BC, target_B, reduction="none", label_smoothing=smoothing)
-    other_B = cross_entropy(logits_BC, target_B.flip(0), reduction="none", label_smoothing=smoothing)
+    output_BX = model(share * feature_BD + (1 - share) * feature_BD.flip(0))
+    loss_B, other_B = loss(output_BX, target_B), loss(output_BX, target_B.flip(0))
     return (share * weight_B * loss_B + (1 - share) * weight_B.flip(0) * other_B).mean()
 
 
-def _standardise(head: Head, rows: _TrainingRows, together: Collectives) -> None:
+def _standardise(head: Head, rows: _TrainingRows) -> None:
     """Mean and spread over all workers' images, summed in float64 so that the number of workers hardly matters."""
     width = rows.feature.shape[1]
     sums_2D = torch.zeros(2, width, dtype=torch.float64, device=rows.feature.device)
     for part_BD in rows.feature.split(65536):
         part_BD = part_BD.double()
         sums_2D += torch.stack([part_BD.sum(0), part_BD.square().sum(0)])
-    mean_D, square_D = together.sum(sums_2D) / rows.total
+    mean_D, square_D = rows.together.sum(sums_2D) / rows.total
     spread_D = (square_D - mean_D.square()).clamp_min(0).sqrt()
     head.mean_D = mean_D.float()
     # One scale for all: scaling each by its own spread makes the small principal components as loud as the large ones,

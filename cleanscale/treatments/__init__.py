@@ -4,4 +4,10 @@ from __future__ import annotations
 
 from cleanscale.treatments.weights import TREATMENTS, Judged
 
-__all__ = ["TREATMENTS", "Judged"]
+# Those whose loss is built from a dense model of the noise (stages/supervision.py), and from any.
+MATRIX_TREATMENTS = ("forward", "backward", "bottom_up")
+NOISE_TREATMENTS = (*MATRIX_TREATMENTS, "noise_em")
+# Those that weigh labels and nothing else.
+WEIGHING_TREATMENTS = ("none", "soft", "hard", "probability")
+
+__all__ = ["MATRIX_TREATMENTS", "NOISE_TREATMENTS", "TREATMENTS", "WEIGHING_TREATMENTS", "Judged"]

@@ -1,4 +1,7 @@
-"""Treatments that weigh images (CleanNet, Eq. 12-14): a doubtful label counts less in the classifier's loss.
+"""Weights of labels (CleanNet, Eq. 12-14): a doubtful label counts less in the classifier's loss.
+
+For treatments that replace labels or know the noise they are the weights of the labels as given: what the relevance
+table says, and what the next round's out-of-fold heads are trained with.
 
 # N images
 """
@@ -10,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cleanscale.schema import UNSEEN
+from cleanscale.schema import UNSEEN, WRONG
 
 
 class Judged(NamedTuple):
@@ -43,9 +46,19 @@ def probability(judged: Judged) -> np.ndarray:
     return np.where(looked_N, judged.verified_N, judged.probability_correct_N).astype(np.float32)
 
 
+def believed(judged: Judged) -> np.ndarray:
+    """1 unless somebody saw that the label is wrong: treatments whose loss knows the noise need no more."""
+    return (judged.verified_N != WRONG).astype(np.float32)
+
+
 TREATMENTS: dict[str, Callable[[Judged], np.ndarray]] = {
     "none": none,
     "soft": soft,
     "hard": hard,
     "probability": probability,
+    "relabel": probability,
+    "forward": believed,
+    "backward": believed,
+    "bottom_up": believed,
+    "noise_em": believed,
 }

@@ -8,15 +8,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from cleanscale import judging, pipeline
+from cleanscale import classifiers, judging, pipeline
 from cleanscale.config import Settings
-from cleanscale.errors import DataError
+from cleanscale.errors import ConfigError, DataError
 from cleanscale.judging import Made
 from cleanscale.pipeline import Inputs, Trained
 from cleanscale.stages.feature_shards import FeatureShards
 from cleanscale.stages.place import Place
 from cleanscale.storage import uris
 from cleanscale.storage.manifests import fingerprint
+from cleanscale.treatments import WEIGHING_TREATMENTS
 from cleanscale.tuning.settings import SweepSettings
 from cleanscale.tuning.space import reference_cases, with_values
 
@@ -54,12 +55,13 @@ def make(sweep: SweepSettings, place: Place) -> Shared:
     Raises: DataError when there are too few verified classes to hold some of them out.
     """
     settings = sweep.base
+    check_treatment(settings)
     if not uris.exists(place.path("settings.toml")):
         pipeline.write_settings(settings, place)
     inputs = pipeline.read_inputs(settings, place)
     check_verification(inputs.train.verification())
     trained, features = pipeline.classifier_and_features(settings, place, inputs, 0, None)
-    test = inputs.test and pipeline.make_test_features(settings, place, inputs.test, trained.backbone)
+    test = inputs.test and classifiers.make_test_features(settings, place, inputs.test, trained.backbone)
     folder = partial(place.round_path, 0)
     first = judging.make_references(settings, place, features, folder("references"))
     seen = judging.make_evidence(settings, place, inputs.train, features, first, folder("evidence"))
@@ -70,6 +72,15 @@ def make(sweep: SweepSettings, place: Place) -> Shared:
         if name not in sets:
             sets[name] = judging.make_references(case, place, features, place.path("tune", "references", name))
     return Shared(settings, inputs, trained, features, test, sets, seen)
+
+
+def check_treatment(settings: Settings) -> None:
+    """Raises: ConfigError for a treatment that a sweep does not train with."""
+    if settings.treatment.name not in WEIGHING_TREATMENTS:
+        raise ConfigError(
+            f"--treatment.name is {settings.treatment.name}; a sweep trains classifiers with weights alone and expects "
+            f"one of {', '.join(WEIGHING_TREATMENTS)}; compare others by runs of `python -m cleanscale.train`"
+        )
 
 
 def check_verification(checked: pa.Table) -> None:

@@ -25,12 +25,13 @@ from cleanscale.maths.budgets import Budget
 from cleanscale.maths.detection_metrics import count_by_class, error_per_class
 from cleanscale.stages import cleannet, evaluate, head_classifier, predictions
 from cleanscale.stages.place import Place
+from cleanscale.stages.supervision import AS_LABELLED, Supervision
 from cleanscale.storage import uris
 from cleanscale.storage.manifests import fingerprint, read_json, write_json
 from cleanscale.storage.tables import read_table, write_table
 from cleanscale.tuning import objective
 from cleanscale.tuning.settings import BudgetSettings
-from cleanscale.tuning.shared import Shared, place_of_trial
+from cleanscale.tuning.shared import Shared, check_treatment, place_of_trial
 from cleanscale.tuning.space import with_values
 
 RESULT, JUDGED, TRUTH, CORRECT = "trial.json", "judged.parquet", "truth.parquet", "correct.parquet"
@@ -306,6 +307,7 @@ def top1(settings: Settings, place: Place, shared: Shared, judged: Made | None) 
         return None
     trained = shared.trained
     if judged is not None:
+        check_treatment(settings)
         weights = uris.join(judged[0], "weights.npy"), judged[1]
         made = judging.stage(
             place.path("classifier"),
@@ -314,7 +316,7 @@ def top1(settings: Settings, place: Place, shared: Shared, judged: Made | None) 
             shared.features,
             shared.inputs.train.num_classes,
             head_classifier.head_settings(settings.heads, settings.classifier),
-            weights=weights if settings.treatment.name != "none" else None,
+            supervision=AS_LABELLED if settings.treatment.name == "none" else Supervision.of_weights(weights),
             backbone=None,
         )
         trained = pipeline.Trained(made, trained.backbone, shared.features.projection)

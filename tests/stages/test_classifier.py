@@ -6,6 +6,7 @@ import torch
 
 from cleanscale.stages import classifier
 from cleanscale.stages.classifier import EpochStreams, as_batch, filled, relevant
+from cleanscale.stages.supervision import AS_LABELLED, Taught
 from cleanscale.training.classifier import ClassifierSettings
 
 
@@ -23,11 +24,11 @@ def test_every_worker_takes_as_many_steps_and_what_fills_them_up_does_not_count(
 def test_labels_and_weights_come_to_images_by_row_and_unreadable_images_weigh_nothing():
     label_R = np.array([9, 8, 7, 6], np.int32)
     weight_R = np.array([0.1, 0.2, np.nan, 0.4], np.float32)
-    batch = as_batch(block([3, 0, 2]), label_R, weight_R)
+    batch = as_batch(block([3, 0, 2]), label_R, Taught(AS_LABELLED, weight_R, None))
     assert batch.label_B.tolist() == [6, 9, 7]
     torch.testing.assert_close(batch.weight_B, torch.tensor([0.4, 0.1, 0.0]))
-    assert as_batch(block([3, 0], ok=False), label_R, None).weight_B.tolist() == [0, 0]
-    assert as_batch(block([3, 0]), label_R, None).weight_B.tolist() == [1, 1]
+    assert as_batch(block([3, 0], ok=False), label_R, AS_LABELLED.read()).weight_B.tolist() == [0, 0]
+    assert as_batch(block([3, 0]), label_R, AS_LABELLED.read()).weight_B.tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("windows_of_a_stream", [1, 3, 100])

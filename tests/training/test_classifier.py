@@ -18,6 +18,7 @@ from cleanscale.training.classifier import (
     learning_rate_at,
     weighted_loss,
 )
+from cleanscale.training.losses import plain_loss
 
 BACKBONE = BackboneSettings(name="test_resnet", weights="", image_size=32)
 WITHOUT_BATCH_NORM = BackboneSettings(name="test_convnext", weights="", image_size=32)
@@ -88,12 +89,12 @@ def test_weighted_loss_is_equation_14():
     for logit_C, label, weight in zip(logit_BC, label_B, weight_B, strict=True):
         probability = logit_C.exp() / logit_C.exp().sum()
         slow += -weight * probability[label].log() / 5
-    torch.testing.assert_close(weighted_loss(logit_BC, label_B, weight_B), slow)
+    torch.testing.assert_close(weighted_loss(plain_loss()(logit_BC, label_B), weight_B), slow)
 
 
 def test_an_image_of_weight_zero_teaches_nothing():
     logit_BC = torch.zeros(2, 3, requires_grad=True)
-    weighted_loss(logit_BC, torch.tensor([0, 1]), torch.tensor([1.0, 0.0])).backward()
+    weighted_loss(plain_loss()(logit_BC, torch.tensor([0, 1])), torch.tensor([1.0, 0.0])).backward()
     assert logit_BC.grad[0].abs().sum() > 0
     assert logit_BC.grad[1].abs().sum() == 0
 

@@ -1,0 +1,319 @@
+"""supervision: what a treatment gives the training of a classifier besides images and their noisy labels.
+
+That is weights, other targets, or a model of the noise from which the loss is built; and which verified images are seen
+how often. Training stages get a `Supervision`, which says where things are, and read a `Taught` from it on the worker.
+
+What verification says feeds it in two strengths. A verdict (right or wrong) of an image makes its right label certain,
+or excludes it. A named true class (`verified_label`) is what matrices are estimated from. Without names, the matrix of
+forward, backward and bottom_up gets its diagonal from verdicts and the rest from anchor points; noise_em then knows no
+confusing noise, and its noise types are noise-free and pointless alone.
+
+# N images of a shard, R rows of the input, P verified pairs, C classes
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import nn
+
+from cleanscale import schema
+from cleanscale.engine.tasks import map_shards
+from cleanscale.errors import ConfigError
+from cleanscale.maths.keyed_random import folds_of_rows
+from cleanscale.maths.loss_correction import anchor_row, anchors_of_class, transition_matrix
+from cleanscale.maths.noise_types import WRONG_UNNAMED, Confusion, confusion_of_pairs
+from cleanscale.models.heads import FrozenHead
+from cleanscale.models.noise_models import WithNoiseLayer
+from cleanscale.stages.evidence import row_fold_heads
+from cleanscale.stages.feature_shards import Features, FeatureShards
+from cleanscale.stages.ingest import Ingested
+from cleanscale.stages.judged_shard import places
+from cleanscale.stages.place import Place
+from cleanscale.stages.settings import TreatmentSettings
+from cleanscale.storage import uris
+from cleanscale.storage.arrays import read_array, scatter, write_array
+from cleanscale.storage.manifests import Manifest, fingerprint, open_stage, read_manifest
+from cleanscale.storage.shards import Shard
+from cleanscale.storage.tables import read_table, write_table
+from cleanscale.training.losses import Loss, NoiseModel, noise_loss
+from cleanscale.treatments import MATRIX_TREATMENTS, NOISE_TREATMENTS
+from cleanscale.treatments.relabel import Suggested, relabelled
+
+log = logging.getLogger(__name__)
+
+WEIGHTS, TARGETS, KNOWN = "weights.npy", "targets.npy", "known.npy"
+MATRIX, CONFUSION = "observed_given_true.npy", "confusion.parquet"
+# noise_em shows verified images so often that there are this many of them for each image (Xiao et al., section 4).
+VERIFIED_SHARE = 0.5
+BLOCK_IMAGES = 4096
+
+
+@dataclass(frozen=True)
+class Supervision:
+    """Where it is; travels to workers as it is. AS_LABELLED: the noisy labels as they are.
+
+    fingerprint: of what made it, by the name of the input. certain: images whose true class is known (with a noise
+    model). verified_only: see these alone.
+    """
+
+    fingerprint: tuple[tuple[str, str], ...] = ()
+    weights: str | None = None
+    targets: str | None = None
+    noise: str | None = None
+    certain: int = 0
+    verified_only: bool = False
+
+    @classmethod
+    def of_weights(cls, made: tuple[str, str]) -> Supervision:
+        """Weights alone: (URI of weights by row, fingerprint of what made them)."""
+        return cls((("weights", made[1]),), weights=made[0])
+
+    def inputs(self) -> dict[str, str]:
+        """What a stage that uses it depends on."""
+        return dict(self.fingerprint) | ({"images": "whose true class is known"} if self.verified_only else {})
+
+    def read(self) -> Taught:
+        return Taught(self, *(None if uri is None else read_array(uri) for uri in (self.weights, self.targets)))
+
+
+AS_LABELLED = Supervision()
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What training is told of each image, by row."""
+
+    of: Supervision
+    weight_R: np.ndarray | None
+    target_R: np.ndarray | None
+
+    @cached_property
+    def noise(self) -> NoiseModel | None:
+        return None if self.of.noise is None else read_noise(self.of.noise)
+
+    @cached_property
+    def known_R(self) -> np.ndarray | None:
+        return None if self.of.noise is None else read_array(uris.join(self.of.noise, KNOWN))
+
+    def rows(self, row_N: np.ndarray) -> np.ndarray:
+        """The rows of an epoch, of those that may be seen: all of them, the verified ones of a noise model repeated."""
+        if self.of.noise is None or self.known_R is None:
+            return row_N
+        verified_N = row_N[self.known_R[row_N] >= 0]
+        if self.of.verified_only:
+            return verified_N
+        manifest = read_manifest(self.of.noise)
+        assert manifest is not None, f"{self.of.noise} is not complete"
+        return np.concatenate([row_N, np.tile(verified_N, manifest.notes.get("repeats", 1) - 1)])
+
+    def targets(self, row_B: np.ndarray, label_B: np.ndarray) -> np.ndarray:
+        """int64 [B], or [B, 2] for a loss with a noise model: what `training/losses.py` calls targets."""
+        if self.known_R is not None:
+            return np.stack([label_B, self.known_R[row_B]], axis=1).astype(np.int64)
+        return (label_B if self.target_R is None else self.target_R[row_B]).astype(np.int64)
+
+    def weights(self, row_B: np.ndarray) -> np.ndarray:
+        """float32 [B]"""
+        return np.ones(len(row_B), np.float32) if self.weight_R is None else np.nan_to_num(self.weight_R[row_B])
+
+    def loss(self, device: str | torch.device) -> Loss | None:
+        """None: plain cross-entropy."""
+        return None if self.noise is None else noise_loss(self.noise, device)
+
+    def layered(self, classifier: nn.Module) -> nn.Module:
+        """The network that learns, where the noise model is a layer on it."""
+        if self.noise is None or self.noise.treatment != "bottom_up":
+            return classifier
+        assert self.noise.observed_given_true_CC is not None
+        return WithNoiseLayer(classifier, self.noise.observed_given_true_CC)
+
+
+@dataclass(frozen=True)
+class Job:
+    features: FeatureShards
+    num_classes: int
+    relevance: str
+    evidence: str
+    row_folds: int
+    known_R: np.ndarray
+    seed: int
+
+
+def check(settings: TreatmentSettings, num_classes: int) -> None:
+    """Raises: ConfigError when the treatment would hold too large a matrix."""
+    if settings.name in MATRIX_TREATMENTS and num_classes > settings.matrix_classes:
+        raise ConfigError(
+            f"--treatment.name {settings.name} holds a matrix of classes by classes and the data has {num_classes} "
+            f"classes; expected at most {settings.matrix_classes}; use noise_em, whose matrix is sparse, or relabel, "
+            "or raise --treatment.matrix_classes (4 bytes for each pair of classes, four times that for bottom_up)"
+        )
+
+
+def run(
+    place: Place,
+    folder: str,
+    treatment: TreatmentSettings,
+    features: FeatureShards,
+    data: Ingested,
+    *,
+    relevance: tuple[str, str],
+    evidence: tuple[str, str],
+    row_folds: int,
+) -> Supervision:
+    """Make what a treatment needs: targets and weights, or a model of the noise.
+
+    relevance, evidence: (folder, fingerprint) of the judgement and of out-of-fold heads; row_folds: how many of them.
+    """
+    made = make(place, folder, treatment, features, data, relevance, evidence, row_folds)
+    known = Supervision((("supervision", made.fingerprint),))
+    if treatment.name in NOISE_TREATMENTS:
+        return replace(known, noise=folder, certain=made.notes["right"] + made.notes["wrong_named"])
+    return replace(known, weights=uris.join(folder, WEIGHTS), targets=uris.join(folder, TARGETS))
+
+
+def make(
+    place: Place,
+    folder: str,
+    treatment: TreatmentSettings,
+    features: FeatureShards,
+    data: Ingested,
+    relevance: tuple[str, str],
+    evidence: tuple[str, str],
+    row_folds: int,
+) -> Manifest:
+    verification, num_classes = data.verification(), data.num_classes
+    name = treatment.name
+    inputs = {"features": features.fingerprint, "verification": fingerprint(verification.to_pydict())}
+    inputs |= {"evidence": evidence[1]} if name != "noise_em" else {}
+    inputs |= {"relevance": relevance[1]} if name not in NOISE_TREATMENTS else {}
+    key = {"treatment": {"name": name}, "run": {"seed": place.seed}}
+    stage = open_stage(folder, "supervision", key, inputs)
+    if stage.complete:
+        return stage.complete
+    known_R = np.full(data.num_rows, schema.UNSEEN, np.int32)
+    observed_P, true_P = verified_pairs(verification)
+    known_R[verification["row"].to_numpy()] = true_P
+    job = Job(features, num_classes, relevance[0], evidence[0], row_folds, known_R, place.seed)
+    with place.timed("supervision", folder=folder):
+        if name not in NOISE_TREATMENTS:
+            write_relabelled(stage.path, job)
+            return stage.finish()
+        write_array(stage.path(KNOWN), known_R)
+        notes = {"treatment": name, "num_classes": num_classes} | tell(name, observed_P, true_P)
+        certain_P = true_P >= 0
+        if name == "noise_em":
+            confusion = confusion_of_pairs(true_P[certain_P], observed_P[certain_P], num_classes)
+            write_confusion(stage.path(CONFUSION), confusion)
+            wanted = VERIFIED_SHARE * features.num_images
+            notes["repeats"] = max(1, round(wanted / max(1, certain_P.sum())))
+        else:
+            write_array(stage.path(MATRIX), matrix(job, observed_P, true_P).astype(np.float32))
+    return stage.finish(notes=notes)
+
+
+def verified_pairs(verification: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """(observed label, true class or WRONG_UNNAMED), int64 [P]: the label where it is right, else what was named."""
+    columns = (verification[n].to_numpy() for n in ("label", "verified", "verified_label"))
+    label_P, verdict_P, named_P = (column.astype(np.int64) for column in columns)
+    wrong_P = np.where(named_P >= 0, named_P, WRONG_UNNAMED)
+    return label_P, np.where(verdict_P == schema.RIGHT, label_P, wrong_P)
+
+
+def tell(treatment: str, observed_P: np.ndarray, true_P: np.ndarray) -> dict[str, int]:
+    """How many verdicts of each kind there are; and a word where what is missing matters."""
+    right = int((true_P == observed_P).sum())
+    named = int((true_P >= 0).sum()) - right
+    unnamed = len(true_P) - right - named
+    log.info("%s: %d labels known to be right, %d wrong and named, %d wrong", treatment, right, named, unnamed)
+    if not named:
+        lost = "no noise counts as confusing"
+        if treatment != "noise_em":
+            lost = "which classes are confused is taken from anchor points"
+        advice = "a column verified_label in the verification table would tell"
+        log.warning("%s: no true class of a wrong label is known, so %s; %s", treatment, lost, advice)
+    return {"right": right, "wrong_named": named, "wrong_unnamed": unnamed}
+
+
+def matrix(job: Job, observed_P: np.ndarray, true_P: np.ndarray) -> np.ndarray:
+    """observed_given_true_CC float64 from verified labels and anchors."""
+    anchor_CC = np.eye(job.num_classes)
+    images_C = np.zeros(job.num_classes)
+    for _, (class_M, anchor_MC, images_M) in map_shards(anchors_of_range, job.features.class_ranges(), job):
+        anchor_CC[class_M], images_C[class_M] = anchor_MC, images_M
+    return transition_matrix(anchor_CC, images_C, observed_P, true_P)
+
+
+def anchors_of_range(shards: list[Shard], job: Job) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(classes that occur, their rows of the anchors' estimate, their images) of one range of classes."""
+    features = job.features.read_all(shards)
+    class_M, images_M = np.unique(features.label_N, return_counts=True)
+    heads = row_fold_heads(job.evidence, job.row_folds)
+    anchor_MC = np.empty((len(class_M), job.num_classes))
+    for place, label in enumerate(class_M):
+        own = features.take(features.label_N == label)
+        blocks = np.array_split(np.arange(len(own)), -(-len(own) // BLOCK_IMAGES))
+        own_N = np.concatenate([unseen_log_probability(heads, own, at, job.seed)[:, label] for at in blocks])
+        anchor_MC[place] = anchor_row(unseen_log_probability(heads, own, anchors_of_class(own_N), job.seed))
+    return class_M, anchor_MC, images_M
+
+
+def unseen_log_probability(heads: list[FrozenHead], features: Features, at_N: np.ndarray, seed: int) -> np.ndarray:
+    """float32 [N, C] for the images at these places, each by the head that has not seen it."""
+    fold_N = folds_of_rows(seed, features.row_N[at_N], len(heads))
+    log_probability_NC = np.empty((len(at_N), len(heads[0].bias_C)), np.float32)
+    for fold, head in enumerate(heads):
+        log_probability_NC[fold_N == fold] = head.log_probability(features.feature_ND[at_N[fold_N == fold]])
+    return log_probability_NC
+
+
+def write_confusion(uri: str, confusion: Confusion) -> None:
+    columns = {"true": confusion.true_E, "observed": confusion.observed_E, "probability": confusion.probability_E}
+    write_table(uri, pa.table(columns))
+
+
+def read_noise(folder: str) -> NoiseModel:
+    """The noise model that `run` left in `folder`."""
+    manifest = read_manifest(folder)
+    assert manifest is not None, f"{folder} is not complete"
+    name, classes = manifest.notes["treatment"], manifest.notes["num_classes"]
+    if name != "noise_em":
+        return NoiseModel(name, classes, observed_given_true_CC=read_array(uris.join(folder, MATRIX)))
+    table = read_table(uris.join(folder, CONFUSION))
+    columns = [table[n].to_numpy() for n in ("true", "observed", "probability")]
+    return NoiseModel(name, classes, confusion=Confusion(classes, *columns))
+
+
+def write_relabelled(path: Any, job: Job) -> None:
+    found = [one for _, one in map_shards(relabel_shard, list(job.features.shards), job)]
+    rows = len(job.known_R)
+    write_array(path(TARGETS), scatter(rows, [(row_N, target_N) for row_N, target_N, _ in found], -1, np.int32))
+    write_array(path(WEIGHTS), scatter(rows, [(row_N, weight_N) for row_N, _, weight_N in found], 0.0, np.float32))
+
+
+def relabel_shard(shard: Shard, job: Job) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(rows, targets, weights) of one shard."""
+    judged = read_table(uris.join(job.relevance, f"{shard.name}.parquet"))
+    row_N = judged["row"].to_numpy()
+    seen = read_table(
+        uris.join(job.evidence, f"{shard.name}.parquet"), ["row", "log_probability", "best_other_log_probability"]
+    )
+    seen = seen.take(pa.array(places(seen["row"].to_numpy(), row_N)))
+    target_N, weight_N = relabelled(
+        Suggested(
+            judged["label"].to_numpy(),
+            judged["probability_correct"].to_numpy(),
+            judged["mislabeled"].to_numpy(),
+            judged["suggested_label"].fill_null(-1).to_numpy(),
+            seen["log_probability"].to_numpy(),
+            seen["best_other_log_probability"].to_numpy(),
+            job.known_R[row_N],
+        )
+    )
+    return row_N, target_N, weight_N
