@@ -22,6 +22,7 @@ from cleanscale.reporting.terminal import Summary
 from cleanscale.stages import (
     cache,
     classifier,
+    detector_signals,
     features,
     glyphs,
     head_classifier,
@@ -92,6 +93,7 @@ def run(
         inputs = read_inputs(settings, place)
         write_settings(settings, place, inputs.train.label_map().names)
         on_inputs(inputs)
+        detector_signals.check(settings.detector, images=inputs.train.num_rows, classes=inputs.train.num_classes)
         classifiers: dict[str, Trained] = {}
         last, summary = None, None
         for number in range(settings.run.rounds):

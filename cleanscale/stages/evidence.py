@@ -132,10 +132,13 @@ def heads_loop(worker: Worker, job: Job) -> None:
 
 
 def out_of_fold(job: Job) -> OutOfFold:
-    heads = [
-        head_from_bytes(uris.read_bytes(uris.join(job.folder, head_name(f)))) for f in range(job.settings.row_folds)
-    ]
-    return OutOfFold([head.frozen() for head in heads], job.seed)
+    return heads_of(job.folder, job.settings.row_folds, job.seed)
+
+
+def heads_of(folder: str, row_folds: int, seed: int) -> OutOfFold:
+    """The out-of-fold heads of a finished evidence stage."""
+    heads = [head_from_bytes(uris.read_bytes(uris.join(folder, head_name(f)))) for f in range(row_folds)]
+    return OutOfFold([head.frozen() for head in heads], seed)
 
 
 def prototypes(job: Job) -> None:

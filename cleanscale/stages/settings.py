@@ -17,6 +17,14 @@ DetectorName = Literal[
     "self_confidence",
     "margin",
     "prediction_disagrees",
+    "neighbour_vote",
+    "mlp",
+    "knn",
+    "svm",
+    "label_propagation",
+    "label_spreading",
+    "drae",
+    "confident_learning",
 ]
 TreatmentName = Literal["probability", "soft", "hard", "none"]
 
@@ -61,6 +69,11 @@ class DetectorSettings(BaseModel):
     name: DetectorName = Field(
         "transfer", description="Method that fills the relevance table; others are reported beside."
     )
+    compare: tuple[DetectorName, ...] = Field(
+        (),
+        description="Detectors that are reported too. Those that judge by the evidence of the run always are; the "
+        "others (neighbour_vote to confident_learning) make signals of their own, only when named here or above.",
+    )
     delta: float | None = Field(
         None,
         description="Score below which a label is called wrong, on the detector's scale (cleannet: cosine; transfer: "
@@ -71,6 +84,11 @@ class DetectorSettings(BaseModel):
         ge=0,
         description="Also fit CleanNet as published (preset paper) for so many steps and report it too; 0: no.",
     )
+
+    @property
+    def named(self) -> tuple[DetectorName, ...]:
+        """The chosen detector and those it is compared with, each once."""
+        return tuple(dict.fromkeys((self.name, *self.compare)))
 
 
 class TreatmentSettings(BaseModel):
