@@ -86,7 +86,8 @@ def detector_artifacts(run: FinishedRun, folder: Path) -> Artifacts:
 
 def sources_of(run: FinishedRun) -> Sources:
     names = ("references", "cleannet", "class_index", "evidence")
-    return Sources(run.features(), *(run.round_path(run.last_round, name) for name in names))
+    references, cleannet, index, evidence = (run.round_path(run.last_round, name) for name in names)
+    return Sources(run.features(), references, cleannet, index, evidence)
 
 
 def copy_weights(run: FinishedRun, sources: Sources, folder: Path) -> None:

@@ -154,9 +154,9 @@ def _check_judged_in_held_out_classes(detectors: set[str]) -> None:
     if own:
         fitting = [name for name, entry in DETECTORS.items() if not entry.own_signals]
         raise ConfigError(
-            f"detector {', '.join(own)} makes signals of its own, mostly in verified classes alone, and a search is judged "
-            f"in classes that are left out; expected one of {', '.join(fitting)}; compare it by budgets instead, with "
-            "[budget] and --detector.compare"
+            f"detector {', '.join(own)} makes signals of its own, mostly in verified classes alone, and a search is "
+            f"judged in classes that are left out; expected one of {', '.join(fitting)}; compare it by budgets "
+            "instead, with [budget] and --detector.compare"
         )
 
 
