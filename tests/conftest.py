@@ -161,6 +161,12 @@ def training_here() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def train_in_a_with(ray_session) -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """As `train_here`, for fixtures of modules: `with train_in_a_with(): ...`."""
+    return training_here
+
+
 @pytest.fixture
 def train_here(ray_session) -> Iterator[None]:
     """Training loops run in the test's process: worker groups, which take seconds to start, are tested elsewhere."""

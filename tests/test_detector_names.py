@@ -17,10 +17,8 @@ SAME = ("--treatment.name", "none", "--tracking.enabled", "false")
 
 
 @pytest.fixture(scope="module")
-def judge(features_run, call_main, tmp_path_factory):
+def judge(features_run, call_main, train_in_a_with, tmp_path_factory):
     """judge(*arguments): the command line on a copy of a finished run; (its folder, what was logged)."""
-    from tests.conftest import training_here
-
     folder = shutil.copytree(features_run.folder, tmp_path_factory.mktemp("judged") / "run")
 
     def do(*arguments: str) -> tuple[Path, list[str]]:
@@ -29,7 +27,7 @@ def judge(features_run, call_main, tmp_path_factory):
         assert status == 0, said
         return folder, said
 
-    with training_here():
+    with train_in_a_with():
         do()
     return do
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 FROZEN = ConfigDict(frozen=True, extra="forbid")
 
@@ -100,6 +100,12 @@ class TreatmentSettings(BaseModel):
         "probability",
         description="Weights of the images: probability_correct, soft (Eq. 12), hard (Eq. 13), or none (all 1).",
     )
+
+    @field_validator("name", mode="before")
+    @classmethod
+    def _none_is_a_name(cls, name: Any) -> Any:
+        """On the command line `none` unsets a setting; here it is one of the names."""
+        return "none" if name is None else name
 
 
 class EvaluateSettings(BaseModel):
