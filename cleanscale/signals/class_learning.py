@@ -29,17 +29,17 @@ MOST_IMAGES = 2000
 
 class Score(Protocol):
     def __call__(self, known: Images, query: Images, choice: float, seed: int) -> np.ndarray:
-        """[N] scores of `query`, higher where right; features are centred and of length 1. `query` may be in `known`,
-        but no verification label that is scored is in `known`."""
+        """[N] scores of `query`, higher where right. Its images may be in `known`, but not their verification labels."""
         ...
 
 
 @dataclass(frozen=True)
 class ClassLearner:
-    """A method, and how it scores the images of one class."""
+    """A method, and how it scores the images of one class, from centred features, by default of length 1."""
 
     method: ByClass
     score: Score
+    unit_length: bool = True
 
     @property
     def supervised(self) -> bool:
@@ -78,7 +78,7 @@ class ClassLearner:
         if not len(query) or not self.can_learn(known.verified_N):
             return value_NH
         centre_D = known.feature_ND.mean(axis=0, dtype=np.float64)
-        known, query = in_unit_length(known, centre_D), in_unit_length(query, centre_D)
+        known, query = (centred(images, centre_D, self.unit_length) for images in (known, query))
         state = int(generator(seed, Purpose.CLASS_DETECTORS, label).integers(2**31))
         left_out_N = self.supervised & query.looked_N & np.isin(query.row_N, known.row_N)
         rest = query.select(~left_out_N)
@@ -122,8 +122,13 @@ def label_folds(known: Images, seed: int) -> np.ndarray:
     return fold_M
 
 
-def in_unit_length(images: Images, centre_D: np.ndarray) -> Images:
-    return Images(images.row_N, images.label_N, unit_rows(images.feature_ND, centre_D), images.verified_N)
+def centred(images: Images, centre_D: np.ndarray, unit_length: bool) -> Images:
+    """The same with centred float32 features."""
+    if unit_length:
+        feature_ND = unit_rows(images.feature_ND, centre_D)
+    else:
+        feature_ND = images.feature_ND.astype(np.float32) - centre_D.astype(np.float32)
+    return Images(images.row_N, images.label_N, feature_ND, images.verified_N)
 
 
 def positions_by_class(label_N: np.ndarray) -> list[tuple[int, np.ndarray]]:
