@@ -29,7 +29,7 @@ MOST_IMAGES = 2000
 
 class Score(Protocol):
     def __call__(self, known: Images, query: Images, choice: float, seed: int) -> np.ndarray:
-        """[N] scores of `query`, higher where right. Its images may be in `known`, but not their verification labels."""
+        """[N] scores of `query`, higher where right. Its images may be in `known`, their labels not."""
         ...
 
 
