@@ -54,6 +54,8 @@ RECORDED_PACKAGES = (
     "faiss-cpu",
     "faiss-gpu",
     "mlflow",
+    "scikit-learn",
+    "cleanlab",
     "numpy",
     "pyarrow",
 )

@@ -23,6 +23,7 @@ from cleanscale.detectors.settings import EvidenceSettings
 from cleanscale.errors import DataError
 from cleanscale.maths import evidence as maths
 from cleanscale.schema import RELEVANCE, UNSEEN, WRONG
+from cleanscale.signals import MAKERS, Images
 from cleanscale.training.heads import HeadSettings, fit_out_of_fold_heads
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,8 @@ def find_wrong_labels(
 
     The table has the columns of `schema.RELEVANCE`, one row per image in input order; `row` and `id` are the position.
     `relevance` is the cosine to the prototype of the label's class; `suggested_label` is null unless the label is
-    called wrong. With string labels, `label` and `suggested_label` are strings. Verified images keep what the person
+    called wrong. Every detector's name is taken but those of CleanNet and of reference sets (`cleannet`, `average`).
+    With string labels, `label` and `suggested_label` are strings. Verified images keep what the person
     said: probability 1 or 0. Same arrays and seed, same table. Raises DataError for arrays that cannot be used.
     """
     finder = WrongLabelFinder(seed=seed, detector_name=detector_name, heads=heads, evidence=evidence)
@@ -142,6 +144,9 @@ class WrongLabelFinder:
         found = maths.image_signals(heads, prototype_CD, feature_ND, class_N, row_N, centre_D, compared)
         signals = found.signals | maths.class_signals(found.signals, class_N, found.best_other_N)
         signals |= maths.other_class_signals(maths.class_statistics(sums), class_N, found.best_other_N)
+        if self.kind.own_signals:
+            images = Images(row_N, class_N, feature_ND, arrays.verified_N)
+            signals |= MAKERS[self.kind.name].of_arrays(images, centre_D, heads, self.seed)
         suggestion_N = np.maximum(found.best_other_N, 0)
         return _Collection(
             arrays,

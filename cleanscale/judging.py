@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from cleanscale.config import Settings
-from cleanscale.stages import class_index, cleannet, evidence, references, relevance
+from cleanscale.stages import class_index, cleannet, detector_signals, evidence, references, relevance
 from cleanscale.stages.feature_shards import FeatureShards
 from cleanscale.stages.ingest import Ingested
 from cleanscale.stages.judged_shard import Sources
@@ -70,6 +70,9 @@ def judge(
         made["class_index"] = stage(folder("class_index"), class_index.run, place, shards, sets, made["cleannet"])
         published = published_cleannet(settings, place, folder("cleannet_published"), shards, sets, checked)
         made |= {"cleannet_published": published} if published else {}
+    own = detector_signals.of_named(
+        place, folder("signals"), settings.detector, settings.evidence, shards, checked, evidence=seen
+    )
     where = {
         name: made[name][0] if name in made else None for name in ("cleannet", "class_index", "cleannet_published")
     }
@@ -77,8 +80,13 @@ def judge(
         folder("relevance"),
         relevance.run,
         place,
-        Sources(shards, sets[0], where["cleannet"], where["class_index"], seen[0], where["cleannet_published"]),
-        {"features": shards.fingerprint} | {name: fingerprint for name, (_, fingerprint) in made.items()},
+        Sources(
+            *(shards, sets[0], where["cleannet"], where["class_index"], seen[0], where["cleannet_published"]),
+            {name: uri for name, (uri, _) in own.items()},
+        ),
+        {"features": shards.fingerprint}
+        | {name: fingerprint for name, (_, fingerprint) in made.items()}
+        | {f"signals of {name}": fingerprint for name, (_, fingerprint) in own.items()},
         checked,
         settings.detector,
         settings.treatment,

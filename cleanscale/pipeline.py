@@ -28,7 +28,7 @@ from cleanscale.engine.shared_places import check_seen_by_all_nodes
 from cleanscale.judging import judge, make_evidence, make_references
 from cleanscale.reporting.progress import Progress
 from cleanscale.reporting.terminal import Summary
-from cleanscale.stages import cache, glyphs, ingest, supervision
+from cleanscale.stages import cache, detector_signals, glyphs, ingest, supervision
 from cleanscale.stages.place import Place, Report
 from cleanscale.storage import uris
 
@@ -58,6 +58,7 @@ def run(
         write_settings(settings, place, inputs.train.label_map().names)
         on_inputs(inputs)
         supervision.check(settings.treatment, inputs.train.num_classes)
+        detector_signals.check(settings.detector, images=inputs.train.num_rows, classes=inputs.train.num_classes)
         classifiers: dict[str, Trained] = {}
         last, summary = None, None
         for number in range(settings.run.rounds):

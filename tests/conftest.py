@@ -20,7 +20,9 @@ from cleanscale.config import Settings, merge, validate
 from cleanscale.engine.session import session
 from cleanscale.engine.settings import EngineSettings
 from cleanscale.engine.train import Worker
+from cleanscale.in_memory import one_thread
 from cleanscale.stages import classifier, cleannet, evidence, head_classifier
+from cleanscale.training import drae
 from cleanscale.training.collectives import Alone
 
 CPUS = 2
@@ -113,6 +115,20 @@ def ray_session(s3_environment) -> Iterator[None]:
         opened.enter_context(session(EngineSettings(num_cpus=CPUS)))
     with opened:
         yield
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    """Many small matrices on one thread, as in a task: threads that wait for each other take minutes."""
+    with one_thread():
+        yield
+
+
+@pytest.fixture
+def few_steps(monkeypatch) -> None:
+    """DRAE's autoencoders learn for a moment only: for tests of everything but how well they do."""
+    monkeypatch.setattr(drae, "STEPS", 6)
+    monkeypatch.setattr(drae, "PLAIN_STEPS", 3)
 
 
 class LoneWorker(Worker):

@@ -201,5 +201,12 @@ def test_every_user_error_has_exit_status_2():
     assert issubclass(ConfigError, CleanscaleError)
 
 
-def test_none_is_a_treatment_on_the_command_line():
+def test_the_treatment_none_can_be_named_on_the_command_line():
     assert load(["--treatment.name", "none"]).treatment.name == "none"
+
+
+def test_detectors_to_compare_are_a_list_and_each_is_named_once():
+    named = load(["--detector.compare", "mlp,svm", "--detector.compare", "transfer"]).detector.named
+    assert named == ("transfer", "mlp", "svm")
+    with pytest.raises(ConfigError, match=r"--detector\.compare.*'mpl'"):
+        load(["--detector.compare", "mpl"])

@@ -108,7 +108,9 @@ def test_classes_with_one_image_are_judged_too():
     assert np.isfinite(table["probability_correct"].to_numpy()).all()
 
 
-@pytest.mark.parametrize("name", ["naive", "self_confidence", "classification_filtering"])
+@pytest.mark.parametrize(
+    "name", ["naive", "self_confidence", "classification_filtering", "svm", "neighbour_vote", "confident_learning"]
+)
 def test_other_detectors_go_by_their_name(name):
     feature_ND, label_N, right_N, _ = make_collection()
     table = find_wrong_labels(feature_ND, label_N, verify(label_N, right_N), heads=QUICK, detector_name=name)

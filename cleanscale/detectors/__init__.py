@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from cleanscale.detectors import (
     average,
+    by_class,
     classification_filtering,
     cleannet,
+    confident_learning,
     margin,
     naive,
+    neighbour_vote,
     prediction_disagrees,
     self_confidence,
     transfer,
@@ -16,17 +19,22 @@ from cleanscale.detectors.base import Decision, Detector, Evidence, FittedDetect
 from cleanscale.errors import ConfigError
 
 DETECTORS: dict[str, Detector] = {
-    module.DETECTOR.name: module.DETECTOR
-    for module in (
-        transfer,
-        cleannet,
-        naive,
-        classification_filtering,
-        average,
-        self_confidence,
-        margin,
-        prediction_disagrees,
-    )
+    **{
+        module.DETECTOR.name: module.DETECTOR
+        for module in (
+            transfer,
+            cleannet,
+            naive,
+            classification_filtering,
+            average,
+            self_confidence,
+            margin,
+            prediction_disagrees,
+            neighbour_vote,
+            confident_learning,
+        )
+    },
+    **{name: method.detector for name, method in by_class.METHODS.items()},
 }
 
 __all__ = ["DETECTORS", "Decision", "Detector", "Evidence", "FittedDetector", "detector"]

@@ -37,15 +37,18 @@ class Evidence:
             self.row_N[chosen], self.label_N[chosen], {name: value[chosen] for name, value in self.signals.items()}
         )
 
-    def signal(self, name: str) -> np.ndarray:
-        """float32 [N]. Raises DataError when the evidence has no such signal or it is not finite."""
+    def signal(self, name: str, *, missing: bool = False) -> np.ndarray:
+        """float32 [N]. missing: NaN is allowed, for what is not known of some images.
+
+        Raises DataError when the evidence has no such signal or it is not finite.
+        """
         if name not in self.signals:
             raise DataError(
                 f"the evidence has no signal '{name}', only {sorted(self.signals)}; expected what the detector needs; "
                 "make the evidence again with this detector named"
             )
         value_N = self.signals[name]
-        if not np.isfinite(value_N).all():
+        if not (missing or np.isfinite(value_N).all()):
             raise DataError(
                 f"signal '{name}' is not finite for {int((~np.isfinite(value_N)).sum())} of {len(value_N)} images; "
                 "expected numbers; make the features and the evidence again"
@@ -84,6 +87,7 @@ class Detector:
     fit: Fit
     from_dict: Callable[[dict[str, Any]], FittedDetector]
     signals: Sequence[str]  # what its evidence must hold
+    own_signals: bool = False  # made by `cleanscale.signals`, where it is named; those of others every run has
 
 
 @dataclass(frozen=True)

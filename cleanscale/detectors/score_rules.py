@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from cleanscale.detectors.base import Detector, Evidence, ScoreRule
 from cleanscale.maths.calibration import fit_platt
 from cleanscale.maths.thresholds import best_threshold
+
+
+def best_signal(verified: Evidence, right_N: np.ndarray, signals: Sequence[str], *, prefer: float) -> tuple[str, float]:
+    """(signal, threshold) that err least on the verified images, mean over classes; of equals the first."""
+    label_N = verified.label_N
+    found = [best_threshold(verified.signal(name), right_N, label_N, prefer=prefer) for name in signals]
+    best = int(np.argmin([error for _, error in found]))
+    return signals[best], found[best][0]
 
 
 def threshold_detector(name: str, signal: str, *, unverified_threshold: float) -> Detector:

@@ -60,6 +60,16 @@ class OutOfFold:
     scorers: Sequence[Scorer]
     seed: int
 
+    def log_probability(self, feature_ND: np.ndarray, row_N: np.ndarray) -> np.ndarray:
+        """float32 [N, C] of all classes: only for collections of which images x classes fits in memory."""
+        log_probability_NC = np.empty((len(row_N), len(self.scorers[0].bias_C)), np.float32)
+        fold_N = folds_of_rows(self.seed, row_N, len(self.scorers))
+        for fold, scorer in enumerate(self.scorers):
+            at = np.flatnonzero(fold_N == fold)
+            logit_XC = scorer.embed(feature_ND[at]) @ scorer.weight_CH.T + scorer.bias_C
+            log_probability_NC[at] = logit_XC - _log_sum_exp(logit_XC)[:, None]
+        return log_probability_NC
+
     def own_and_others(
         self, feature_BD: np.ndarray, row_B: np.ndarray, class_B: np.ndarray, others: Others
     ) -> tuple[np.ndarray, np.ndarray]:

@@ -23,6 +23,8 @@ class Purpose(enum.IntEnum):
     CLASSIFIER = 11
     CANDIDATES = 12
     BUDGETS = 13
+    CLASS_DETECTORS = 14
+    NEIGHBOUR_VOTERS = 15
 
 
 def generator(seed: int, purpose: Purpose, *about: int) -> np.random.Generator:

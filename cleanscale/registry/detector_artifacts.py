@@ -85,8 +85,9 @@ def detector_artifacts(run: FinishedRun, folder: Path) -> Artifacts:
 
 
 def sources_of(run: FinishedRun) -> Sources:
-    folders = {name: run.round_path(run.last_round, name) for name in ("references", "cleannet", "class_index")}
-    return Sources(run.features(), **folders, evidence=run.round_path(run.last_round, "evidence"))
+    names = ("references", "cleannet", "class_index", "evidence")
+    references, cleannet, index, evidence = (run.round_path(run.last_round, name) for name in names)
+    return Sources(run.features(), references, cleannet, index, evidence)
 
 
 def copy_weights(run: FinishedRun, sources: Sources, folder: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import mlflow
 
 import cleanscale
+from cleanscale.detectors import DETECTORS
 from cleanscale.errors import ConfigError
 from cleanscale.registry import served_code
 from cleanscale.registry.classifier_artifacts import classifier_artifacts
@@ -35,16 +36,29 @@ class Registered:
 def register(run: FinishedRun, store: Store, name: str) -> dict[str, Registered]:
     """Versions of `<name>-classifier` and `<name>-detector` for the run; those that are there already stay.
 
-    Raises: ConfigError for a name that MLflow does not take or a store that does not answer.
+    Raises: ConfigError for a name that MLflow does not take, a store that does not answer or a detector that cannot be
+    served.
     """
     if not name or set(name) & set("/:'\""):
         raise ConfigError(f"the name {name!r} cannot be registered; expected one without / : and quotes; give --name")
+    refuse_own_signals(run.settings.detector.name)
     found: dict[str, Registered] = {}
     with tempfile.TemporaryDirectory(prefix="cleanscale-register-") as scratch, store.answering():
         for kind, make in MAKERS.items():
             artifacts = make(run, Path(scratch) / kind)
             found[kind] = register_one(run, store, f"{name}-{kind}", artifacts, Path(scratch) / f"{kind}-code")
     return found
+
+
+def refuse_own_signals(detector: str) -> None:
+    """A detector that judges an image by a fit on the run's images themselves would have to carry these with it."""
+    if DETECTORS[detector].own_signals:
+        served = ", ".join(name for name, entry in DETECTORS.items() if not entry.own_signals)
+        raise ConfigError(
+            f"the run's detector '{detector}' judges by the images of the run and cannot be served; expected one of "
+            f"{served}; run again with --detector.name transfer --detector.compare {detector}: what does not depend on "
+            "the judgement is kept"
+        )
 
 
 def register_one(run: FinishedRun, store: Store, model: str, artifacts: Artifacts, scratch: Path) -> Registered:

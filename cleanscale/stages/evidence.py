@@ -132,7 +132,12 @@ def heads_loop(worker: Worker, job: Job) -> None:
 
 
 def out_of_fold(job: Job) -> OutOfFold:
-    return OutOfFold(row_fold_heads(job.folder, job.settings.row_folds), job.seed)
+    return heads_of(job.folder, job.settings.row_folds, job.seed)
+
+
+def heads_of(folder: str, row_folds: int, seed: int) -> OutOfFold:
+    """The out-of-fold heads of a finished evidence stage."""
+    return OutOfFold(row_fold_heads(folder, row_folds), seed)
 
 
 def row_fold_heads(folder: str, folds: int) -> list[FrozenHead]:

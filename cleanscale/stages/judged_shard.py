@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 
-from cleanscale.detectors import Evidence
+from cleanscale.detectors import DETECTORS, Evidence
 from cleanscale.maths.class_embeddings import ClassEmbeddings, cosine
 from cleanscale.stages import class_index as class_index_stage
 from cleanscale.stages import cleannet as cleannet_stage
@@ -34,12 +35,14 @@ class Sources:
     class_index: str | None
     evidence: str
     published: str | None = None  # CleanNet as published, reported beside
+    signals: Mapping[str, str] = field(default_factory=dict)  # of detectors that make their own: folder of each
 
     def signal_names(self) -> list[str]:
         """What an Evidence made here holds."""
         table = read_table(uris.join(self.evidence, f"{self.features.shards[0].name}.parquet"))
         stored = [n for n in table.column_names if n not in NOT_SIGNALS]
-        return [*stored, *(["cleannet_cosine"] if self.cleannet else []), "reference_cosine"]
+        own = [signal for name in self.signals for signal in DETECTORS[name].signals]
+        return [*stored, *(["cleannet_cosine"] if self.cleannet else []), "reference_cosine", *own]
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,8 @@ class JudgedShard:
             query_NE = query_embeddings(cleannet_stage.load(sources.cleannet), features.feature_ND.astype(np.float32))
             signals["cleannet_cosine"] = cosine(query_NE, classes.of(features.label_N))
         signals["reference_cosine"] = reference_cosine(shard, sources, features)
+        for folder in sources.signals.values():
+            signals |= stored_signals(uris.join(folder, f"{shard.name}.parquet"), features.row_N)
         evidence = Evidence(features.row_N, features.label_N, signals)
         return cls(features, evidence, table["best_other"].to_numpy(), query_NE, classes)
 
@@ -78,6 +83,13 @@ class JudgedShard:
             pa.array(self.best_other_N, pa.int32(), mask=~known_N),
             pa.array(similarity_N, pa.float32(), mask=~known_N),
         )
+
+
+def stored_signals(uri: str, row_N: np.ndarray) -> dict[str, np.ndarray]:
+    """What `stages.detector_signals` wrote of these images."""
+    table = read_table(uri)
+    table = table.take(pa.array(places(table["row"].to_numpy(), row_N)))
+    return {name: table[name].to_numpy() for name in table.column_names if name != "row"}
 
 
 def evidence_of_rows(shard: Shard, sources: Sources, row_V: np.ndarray) -> Evidence:

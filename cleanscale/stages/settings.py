@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -17,6 +17,14 @@ DetectorName = Literal[
     "self_confidence",
     "margin",
     "prediction_disagrees",
+    "neighbour_vote",
+    "mlp",
+    "knn",
+    "svm",
+    "label_propagation",
+    "label_spreading",
+    "drae",
+    "confident_learning",
 ]
 TreatmentName = Literal[
     "probability", "soft", "hard", "none", "relabel", "forward", "backward", "bottom_up", "noise_em"
@@ -63,6 +71,11 @@ class DetectorSettings(BaseModel):
     name: DetectorName = Field(
         "transfer", description="Method that fills the relevance table; others are reported beside."
     )
+    compare: tuple[DetectorName, ...] = Field(
+        (),
+        description="Detectors that are reported too. Those that judge by the evidence of the run always are; the "
+        "others (neighbour_vote to confident_learning) make signals of their own, only when named here or above.",
+    )
     delta: float | None = Field(
         None,
         description="Score below which a label is called wrong, on the detector's scale (cleannet: cosine; transfer: "
@@ -73,6 +86,11 @@ class DetectorSettings(BaseModel):
         ge=0,
         description="Also fit CleanNet as published (preset paper) for so many steps and report it too; 0: no.",
     )
+
+    @property
+    def named(self) -> tuple[DetectorName, ...]:
+        """The chosen detector and those it is compared with, each once."""
+        return tuple(dict.fromkeys((self.name, *self.compare)))
 
 
 class TreatmentSettings(BaseModel):
@@ -95,6 +113,12 @@ class TreatmentSettings(BaseModel):
     @field_validator("name", mode="before")
     @classmethod
     def none_is_a_name(cls, name: object) -> object:
+        """On the command line `none` unsets a setting; here it is one of the names."""
+        return "none" if name is None else name
+
+    @field_validator("name", mode="before")
+    @classmethod
+    def _none_is_a_name(cls, name: Any) -> Any:
         """On the command line `none` unsets a setting; here it is one of the names."""
         return "none" if name is None else name
 

@@ -138,6 +138,7 @@ def check(sweep: SweepSettings, file: str) -> None:
     dimensions = sweep.dimensions
     spaces.reference_cases(dimensions)
     detectors = {sweep.detector.name, *getattr(dimensions.get("detector.name"), "values", ())}
+    _check_judged_in_held_out_classes(detectors)
     for name in dimensions:
         _check_changes_something(name, detectors)
     if sweep.tune.stop_bad and detectors != {"cleannet"}:
@@ -147,13 +148,25 @@ def check(sweep: SweepSettings, file: str) -> None:
         )
 
 
+def _check_judged_in_held_out_classes(detectors: set[str]) -> None:
+    """A trial is judged in classes that it has no labels of, from signals that every run has."""
+    own = sorted(name for name in detectors if DETECTORS[name].own_signals)
+    if own:
+        fitting = [name for name, entry in DETECTORS.items() if not entry.own_signals]
+        raise ConfigError(
+            f"detector {', '.join(own)} makes signals of its own, mostly in verified classes alone, and a search is "
+            f"judged in classes that are left out; expected one of {', '.join(fitting)}; compare it by budgets "
+            "instead, with [budget] and --detector.compare"
+        )
+
+
 def _check_changes_something(name: str, detectors: set[str]) -> None:
     """A setting that no searched detector looks at would be tuned by chance."""
     section = name.split(".")[0]
     by_section = {"cleannet": objective.needs_cleannet, "heads": objective.needs_evidence}
     by_section["references"] = objective.needs_references
     if section in by_section and not any(by_section[section](one) for one in detectors):
-        fitting = [one for one in DETECTORS if by_section[section](one)]
+        fitting = [one for one, entry in DETECTORS.items() if by_section[section](one) and not entry.own_signals]
         raise ConfigError(
             f"space.{name} changes nothing that detector {', '.join(sorted(detectors))} looks at; expected one of "
             f"{', '.join(fitting)}; name it under [detector], or search other settings"

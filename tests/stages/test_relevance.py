@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -10,7 +11,7 @@ from cleanscale import schema
 from cleanscale.engine.settings import EngineSettings
 from cleanscale.pipeline import read_inputs
 from cleanscale.reporting.progress import Progress
-from cleanscale.stages import relevance
+from cleanscale.stages import detector_signals, relevance
 from cleanscale.stages.feature_shards import FeatureShards
 from cleanscale.stages.place import Place
 from cleanscale.stages.settings import DetectorName, DetectorSettings, TreatmentSettings
@@ -31,8 +32,14 @@ def judge(features_run, tmp_path):
     checked = read_inputs(features_run.settings, place).train.verification()
 
     def do(detector: DetectorSettings, treatment: str = "probability") -> pa.Table:
+        evidence = features_run.settings.evidence
+        seen = sources.evidence, "as it was"
+        own = detector_signals.of_named(
+            place, str(tmp_path / "signals"), detector, evidence, sources.features, checked, evidence=seen
+        )
+        used = replace(sources, signals={name: made[0] for name, made in own.items()})
         named, folder = TreatmentSettings(name=treatment), str(tmp_path / "relevance")
-        relevance.run(place, folder, sources, {}, checked, detector, named, class_folds=2, num_rows=320)
+        relevance.run(place, folder, used, {}, checked, detector, named, class_folds=2, num_rows=320)
         return pa.concat_tables([pq.read_table(file) for file in sorted(Path(folder).glob("*.parquet"))])
 
     return do

@@ -65,6 +65,7 @@ def test_the_runs_file_lies_below_the_sweeps_sections_and_the_command_line_above
         (HEADS | {"tune": {"stop_bad": True}}, r"--tune\.stop_bad is true with detector transfer"),
         (SPACE, r"space\.cleannet\.beta changes nothing that detector transfer looks at; expected one of cleannet"),
         (HEADS | {"detector": {"name": "cleannet"}}, r"space\.heads\.epochs changes nothing"),
+        (HEADS | {"detector": {"name": "mlp"}}, r"detector mlp makes signals of its own.*--detector\.compare"),
         (SPACE | {"tune": {"trial": 3}}, r"--tune\.trial is no setting; `cleanscale tune --help`"),
         (SPACE | {"tune": {"trials": 0}}, r"--tune\.trials is 0"),
     ],
