@@ -79,8 +79,13 @@ class Store:
             logging.getLogger(name).setLevel(logging.WARNING)
         if self.uri.startswith("sqlite:///"):
             Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        before = os.environ.get("MLFLOW_TRACKING_URI")
         mlflow.set_tracking_uri(self.uri)
         mlflow.set_registry_uri(self.uri)
+        # MLflow puts it into the environment as well, where a later run of this process would take it for the user's.
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+        if before is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = before
         client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
         with self.answering():
             client.search_registered_models(max_results=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import pytest
@@ -57,6 +58,11 @@ def test_the_first_version_becomes_champion_and_is_told_so(store):
         assert str(holder.version) == "1"
         assert holder.tags["promoted_by_force"] == "false"
         assert "no champion yet" in json.loads(holder.tags["promotion.champion"])["reason"]
+
+
+def test_a_command_leaves_no_store_behind_for_what_this_process_does_next(command):
+    assert command("list")[0] == 0
+    assert "MLFLOW_TRACKING_URI" not in os.environ
 
 
 def test_registering_again_makes_no_second_version(command, registered, store):
