@@ -484,16 +484,6 @@ def on_s3(feature_data, s3_environment, monkeypatch, tmp_path):
     return {"data": {"train": train, "test": test, "verified": "verified", "true_label": "true_label"}}, fetch
 
 
-def test_a_run_on_s3_gives_the_tables_of_a_local_run(features_run, finish, small_settings, on_s3, train_here, by_row):
-    values, fetch = on_s3
-    finish(small_settings("s3://runs-bucket/runs/alone", values))
-    folder = fetch("s3://runs-bucket/runs/alone")
-    assert by_row(folder / "relevance").equals(by_row(features_run.folder / "relevance"))
-    one, other = numbers_of(features_run.folder), numbers_of(folder)
-    assert one["detection"] == other["detection"]
-    assert one["classification"] == other["classification"]
-
-
 @pytest.mark.slow
 def test_two_training_workers_on_s3_end_with_the_same_references(features_run, finish, small_settings, on_s3, by_row):
     """Real worker groups, whose checkpoints lie on S3 too: slow."""
