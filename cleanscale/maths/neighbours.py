@@ -97,5 +97,5 @@ def voters_per_class(count_C: np.ndarray, most: int) -> int:
     # With a limit m between two class sizes, smaller classes are in as a whole and the others count m each.
     before_C = np.cumsum(count_C) - count_C
     limit_C = (most - before_C) // np.arange(len(count_C), 0, -1)
-    fits = np.flatnonzero(limit_C <= count_C)
+    fits = np.flatnonzero(limit_C < count_C)
     return max(1, int(limit_C[fits[0]]))

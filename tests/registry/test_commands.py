@@ -60,8 +60,8 @@ def test_the_first_version_becomes_champion_and_is_told_so(store):
         assert "no champion yet" in json.loads(holder.tags["promotion.champion"])["reason"]
 
 
-def test_a_command_leaves_no_store_behind_for_what_this_process_does_next(command):
-    assert command("list")[0] == 0
+def test_a_command_leaves_no_store_behind_for_what_this_process_does_next(command, registered):
+    assert command("list", "--runs", str(registered))[0] == 0
     assert "MLFLOW_TRACKING_URI" not in os.environ
 
 
