@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich.logging import RichHandler
 
@@ -24,13 +24,27 @@ log = logging.getLogger("cleanscale")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the job that the command line describes; returns the exit status."""
-    try:
+
+    def work() -> None:
         settings = load(sys.argv[1:] if arguments is None else arguments)
-        progress = Progress()
-        start_logging(progress)
-        # A job that is stopped ends like one that is interrupted: tracking closes its run, Ray goes down.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        train(settings, progress)
+        train(settings, begin())
+
+    return exit_status(work)
+
+
+def begin() -> Progress:
+    """Logging and progress of a command that runs for long, and its answer to SIGTERM."""
+    progress = Progress()
+    start_logging(progress)
+    # A job that is stopped ends like one that is interrupted: tracking closes its run, Ray goes down.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    return progress
+
+
+def exit_status(work: Callable[[], None]) -> int:
+    """Do the work of a command; a user's error is one message, an interruption says how to go on."""
+    try:
+        work()
     except CleanscaleError as error:
         sys.stderr.write(f"cleanscale: {error}\n")
         return error.exit_status
