@@ -6,8 +6,8 @@
 20 images per class on average, or --images in all; 128-d features, class sizes after Zipf's law, classes without
 images. Prints one JSON line per size: seconds per image of each stage, memory, disk, and errors in classes that nobody
 verified. Each size is a run in a folder of its own below --folder, by `python -m cleanscale.train`; other arguments
-are settings of it. Interrupted, the same command goes on where it was; a size that is done is printed again. Run folders
-are removed when they are done, unless --keep; what was measured stays.
+are settings of it. Interrupted, the same command goes on where it was; a size that is done is printed again. Run
+folders are removed when they are done, unless --keep; what was measured stays.
 """
 
 from __future__ import annotations

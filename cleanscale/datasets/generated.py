@@ -299,7 +299,7 @@ def generated_verification(settings: GeneratedSettings, seed: int) -> pa.Table:
     chosen = np.sort(live_L[order_L[: settings.verified_classes]])
     stop_C = np.cumsum(size_C)
     # Neighbours in the order of classes are anywhere among the rows: the first so many of a class are any of it.
-    places = [stop_C[c] - size_C[c] + np.arange(min(size_C[c], settings.verified_per_class)) for c in chosen]
+    places = [stop_C[c] - size_C[c] + np.arange(min(int(size_C[c]), settings.verified_per_class)) for c in chosen]
     row_M = np.sort(row_order(settings, seed).inverse(np.concatenate([np.empty(0, np.int64), *places])))
     label_M, true_M = labels_of_rows(settings, seed, "train", row_M)
     return pa.table(
