@@ -25,7 +25,8 @@ class Purpose(enum.IntEnum):
     BUDGETS = 13
     CLASS_DETECTORS = 14
     NEIGHBOUR_VOTERS = 15
-    GENERATED = 16
+    EVALUATION = 16
+    GENERATED = 17
 
 
 def generator(seed: int, purpose: Purpose, *about: int) -> np.random.Generator:

@@ -111,12 +111,13 @@ def write_classes(run: FinishedRun, sources: Sources, folder: Path) -> None:
     classes = class_index.read(sources.class_index)
     for name, array in zip(served.EMBEDDED, (classes.label_C, classes.embedding_CE), strict=True):
         write_array(str(folder / f"{name}.npy"), array)
+    known = evidence_stage.read_prototypes(sources.evidence, run.ingested("train").num_classes)
     for name in served.EVIDENCE:
-        copy(uris.join(sources.evidence, f"{name}.npy"), folder / f"{name}.npy")
+        write_array(str(folder / f"{name}.npy"), known[name])
     needed = "reference_cosine" in DETECTORS[run.settings.detector.name].signals
     if needed or run.ingested("train").num_classes > run.settings.evidence.exact_classes:
-        sets = references_stage.read(sources.references, sources.features.class_ranges(), sources.features.width)
-        for name, array in zip(served.MEANS, (sets.label_C, sets.mean_CD()), strict=True):
+        means = references_stage.means(sources.references, sources.features)
+        for name, array in zip(served.MEANS, means, strict=True):
             write_array(str(folder / f"{name}.npy"), array)
 
 
@@ -154,7 +155,8 @@ def description(run: FinishedRun) -> dict[str, Any]:
 def verified_decisions(run: FinishedRun, sources: Sources) -> pa.Table:
     """row, id, label, wrong (as verified), mislabeled (as decided without the class's verification labels)."""
     train, settings = run.ingested("train"), run.settings
-    evidence, verified_V = relevance.verified_evidence(sources, train.verification(), one_by_one)
+    classes = None if sources.class_index is None else class_index.read(sources.class_index)
+    evidence, verified_V = relevance.verified_evidence(sources, train.verification(), classes, one_by_one)
     detector = DETECTORS[settings.detector.name]
     sure: dict[str, int] = {"class_folds": settings.evidence.class_folds, "seed": settings.run.seed}
     mislabeled_V = np.zeros(len(evidence), bool)
