@@ -5,8 +5,7 @@
 from __future__ import annotations
 
 import enum
-import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -38,12 +37,12 @@ class Reason(enum.StrEnum):
     VERIFICATION_CONTRADICTION = "verification contradicts its verified_label"
 
 
-def rejected_rows(table: pa.Table, reason_N: Sequence[str | None]) -> pa.Table:
+def rejected_rows(table: pa.Table, reason_N: Sequence[str | None] | pa.Array | pa.ChunkedArray) -> pa.Table:
     """A `rejected` table of the rows that have a reason; `table` has id and source."""
-    bad_N = np.array([reason is not None for reason in reason_N], bool)
-    part = table.filter(pa.array(bad_N))
-    reasons = pa.array([str(reason) for reason in reason_N if reason is not None], pa.string())
-    return pa.table({"id": part.column("id"), "source": part.column("source"), "reason": reasons}).cast(REJECTED)
+    if not isinstance(reason_N, pa.Array | pa.ChunkedArray):
+        reason_N = pa.array([None if reason is None else str(reason) for reason in reason_N], pa.string())
+    part = table.filter(pc.is_valid(reason_N))
+    return pa.table({"id": part["id"], "source": part["source"], "reason": reason_N.drop_null()}).cast(REJECTED)
 
 
 def check_table(table: pa.Table, label_map: LabelMap, feature_width: int | None = None) -> tuple[pa.Table, pa.Table]:
@@ -52,9 +51,9 @@ def check_table(table: pa.Table, label_map: LabelMap, feature_width: int | None 
     Accepted rows have `label` as int32 class id and no `fault`; `true_label`, where asked, is int32 too: null when
     not given, -1 when it is none of the classes. It never rejects a row, since nothing but the evaluation may use it.
     """
-    reason_N = _reasons(table, label_map, feature_width)
-    rejected = rejected_rows(table, reason_N)
     label_N = label_map.encode(table.column("label"))
+    reason_N = _reasons(table, label_N, feature_width)
+    rejected = rejected_rows(table, reason_N)
     accepted = table.set_column(table.schema.get_field_index("label"), "label", pa.array(label_N))
     if "true_label" in table.column_names:
         true_label_N = label_map.encode(table.column("true_label"))
@@ -62,34 +61,54 @@ def check_table(table: pa.Table, label_map: LabelMap, feature_width: int | None 
         accepted = accepted.set_column(table.schema.get_field_index("true_label"), "true_label", values)
     if "fault" in accepted.column_names:
         accepted = accepted.drop_columns(["fault"])
-    return accepted.filter(pa.array([reason is None for reason in reason_N], pa.bool_())), rejected
+    return accepted.filter(pc.is_null(reason_N)), rejected
 
 
-def _reasons(table: pa.Table, label_map: LabelMap, feature_width: int | None) -> list[str | None]:
-    """The first reason against each row, None for a good one."""
-    reason_N = np.full(table.num_rows, "", object)
-
-    def reject(bad_N: np.ndarray, reason: str) -> None:
-        reason_N[bad_N & (reason_N == "")] = str(reason)
-
+def _reasons(table: pa.Table, label_N: np.ndarray, feature_width: int | None) -> pa.Array:
+    """The first reason against each row, null for a good one; label_N: its class id, or why there is none."""
     names = table.column_names
-    if "fault" in names:
-        reason_N[:] = table.column("fault").fill_null("").to_pylist()
+    found = Reasons(table["fault"] if "fault" in names else pa.nulls(table.num_rows, pa.string()))
     if "id" in names:
-        ids = table.column("id")
-        reject(_mask(pc.or_kleene(pc.is_null(ids), pc.equal(ids, ""))), Reason.MISSING_ID)
-    label_N = label_map.encode(table.column("label"))
-    reject(label_N == MISSING, Reason.MISSING_LABEL)
-    reject(label_N == UNKNOWN, Reason.UNKNOWN_LABEL)
+        ids = table["id"]
+        found.add(_mask(pc.or_kleene(pc.is_null(ids), pc.equal(ids, ""))), Reason.MISSING_ID)
+    found.add(label_N == MISSING, Reason.MISSING_LABEL)
+    found.add(label_N == UNKNOWN, Reason.UNKNOWN_LABEL)
     if "image" in names:
-        lengths = pc.fill_null(pc.binary_length(table.column("image")), 0)
-        reject(_mask(pc.equal(lengths, 0)), Reason.MISSING_IMAGE)
+        lengths = pc.fill_null(pc.binary_length(table["image"]), 0)
+        found.add(_mask(pc.equal(lengths, 0)), Reason.MISSING_IMAGE)
     if "feature" in names:
-        missing_N, width_N, nan_N = feature_faults(table.column("feature"), feature_width)
-        reject(missing_N, Reason.MISSING_FEATURE)
-        reject(width_N, Reason.FEATURE_WIDTH)
-        reject(nan_N, Reason.NAN_FEATURE)
-    return [reason or None for reason in reason_N]
+        missing_N, width_N, nan_N = feature_faults(table["feature"], feature_width)
+        found.add(missing_N, Reason.MISSING_FEATURE)
+        found.add(width_N, Reason.FEATURE_WIDTH)
+        found.add(nan_N, Reason.NAN_FEATURE)
+    return found.array()
+
+
+class Reasons:
+    """The first reason against each of some rows, as numbers of texts: nothing is done row by row."""
+
+    def __init__(self, fault: pa.ChunkedArray | pa.Array) -> None:
+        """fault: text or null for each row."""
+        whole = fault.combine_chunks() if isinstance(fault, pa.ChunkedArray) else fault
+        coded = pc.dictionary_encode(pc.if_else(pc.equal(whole, ""), None, whole))
+        self._texts: list[str | None] = [None, *coded.dictionary.to_pylist()]
+        self._code_N = np.asarray(pc.fill_null(coded.indices, -1)).astype(np.int32) + 1
+
+    def add(self, bad_N: np.ndarray, reason: str) -> None:
+        """A reason against the rows that have none yet."""
+        new_N = bad_N & (self._code_N == 0)
+        if new_N.any():
+            self._code_N[new_N] = len(self._texts)
+            self._texts.append(str(reason))
+
+    @property
+    def good_N(self) -> np.ndarray:
+        """bool [N]: nothing was found against the row."""
+        return self._code_N == 0
+
+    def array(self) -> pa.Array:
+        """Texts, null for a good row."""
+        return pa.array(self._texts, pa.string()).take(pa.array(self._code_N))
 
 
 def feature_faults(column: pa.ChunkedArray | pa.Array, width: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -101,30 +120,18 @@ def feature_faults(column: pa.ChunkedArray | pa.Array, width: int | None) -> tup
     length_N = np.asarray(pc.fill_null(pc.list_value_length(column), 0))
     value_V = np.asarray(pc.cast(column.flatten(), pa.float32(), safe=False).fill_null(np.nan))
     bad_V = ~np.isfinite(value_V)
-    before_V = np.concatenate([[0], np.cumsum(bad_V)])
-    stop_N = np.cumsum(length_N)
-    nan_N = before_V[stop_N] > before_V[stop_N - length_N]
+    nan_N = np.zeros(len(length_N), bool)
+    if bad_V.any():
+        before_V = np.concatenate([[0], np.cumsum(bad_V)])
+        stop_N = np.cumsum(length_N)
+        nan_N = before_V[stop_N] > before_V[stop_N - length_N]
     missing_N = length_N == 0
     width_N = ~missing_N & (length_N != width) if width is not None else np.zeros(len(length_N), bool)
     return missing_N, width_N, nan_N
 
 
-def partition_ids(table: pa.Table, parts: int) -> list[pa.Table]:
-    """row, id and source of accepted rows by hash of the id: equal ids meet in one partition."""
-    small = table.select(["row", "id", "source"])
-    part_N = np.array([zlib.crc32(one.encode()) % parts for one in small.column("id").to_pylist()], np.int64)
-    return [small.filter(pa.array(part_N == part)) for part in range(parts)]
-
-
-def duplicates_in_partition(tables: Iterable[pa.Table]) -> pa.Table:
-    """row, id and source of every row whose id occurs in a lower row: the first occurrence stays."""
-    table = pa.concat_tables(list(tables)).sort_by("row")
-    first = table.group_by("id").aggregate([("row", "min")])
-    return table.filter(pc.invert(pc.is_in(table.column("row"), value_set=first.column("row_min"))))
-
-
 def duplicate_reasons(duplicates: pa.Table) -> pa.Table:
-    """The `rejected` table of what `duplicates_in_partition` found."""
+    """The `rejected` table of rows whose id is taken."""
     return rejected_rows(duplicates, [Reason.DUPLICATE_ID] * duplicates.num_rows)
 
 

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from cleanscale import schema
 from cleanscale.datasets.fragments import read_fragment
-from cleanscale.datasets.rejects import Reason, feature_faults
+from cleanscale.datasets.rejects import Reason, Reasons, feature_faults
 from cleanscale.engine.tasks import map_shards
 from cleanscale.maths.keyed_random import Purpose, hash_rows
 from cleanscale.maths.projection import Projection
@@ -75,34 +75,38 @@ def copy_features(span: tuple[int, int], files: RowFiles) -> int:
     assert data.feature_width is not None
     tables = [t for f in fragments for t in read_fragment(f, data.settings, ("feature", "fault"), row_M)]
     table = pa.concat_tables(tables, promote_options="permissive")
-    reason_M = feature_reasons(table, data.feature_width)
-    ok_M = np.array([reason is None for reason in reason_M], bool)
-    feature_MD = np.zeros((table.num_rows, data.feature_width), np.float32)
-    good = table.filter(pa.array(ok_M))["feature"].combine_chunks()
-    feature_MD[ok_M] = np.asarray(pc.cast(good.flatten(), pa.float32())).reshape(-1, data.feature_width)
-    columns = {"row": table["row"], "ok": ok_M, "reason": pa.array(reason_M, pa.string())}
+    reasons = feature_reasons(table, data.feature_width)
+    ok_M = reasons.good_N
+    good = table["feature"] if ok_M.all() else table["feature"].filter(pa.array(ok_M))
+    good_XD = numbers(good).astype(np.float16).reshape(-1, data.feature_width)
+    feature_MD = good_XD
+    if not ok_M.all():
+        feature_MD = np.zeros((table.num_rows, data.feature_width), np.float16)
+        feature_MD[ok_M] = good_XD
+    columns = {"row": table["row"], "ok": ok_M, "reason": reasons.array()}
     return write_rows(files, pa.table(columns | {"feature": fixed_size(feature_MD)}), span[0])["rows"]
 
 
-def feature_reasons(table: pa.Table, width: int) -> list[str | None]:
-    """Why each feature cannot be used; None where it can."""
+def feature_reasons(table: pa.Table, width: int) -> Reasons:
+    """Why features cannot be used."""
     column = table["feature"]
     missing_M, width_M, nan_M = feature_faults(column, width)
-    large_M = np.zeros(table.num_rows, bool)
+    found = Reasons(table["fault"])
+    found.add(missing_M, Reason.MISSING_FEATURE)
+    found.add(width_M, Reason.FEATURE_WIDTH)
+    found.add(nan_M, Reason.NAN_FEATURE)
     fine_M = ~(missing_M | width_M | nan_M)
-    fine = column.filter(pa.array(fine_M)).combine_chunks()
-    value_XD = np.asarray(pc.cast(fine.flatten(), pa.float32())).reshape(-1, width)
-    large_M[fine_M] = (np.abs(value_XD) > LARGEST).any(axis=1)
-    reason_M: list[str | None] = table["fault"].to_pylist()
-    for bad_M, reason in (
-        (missing_M, str(Reason.MISSING_FEATURE)),
-        (width_M, str(Reason.FEATURE_WIDTH)),
-        (nan_M, str(Reason.NAN_FEATURE)),
-        (large_M, "feature beyond float16"),
-    ):
-        for place in np.flatnonzero(bad_M):
-            reason_M[place] = reason_M[place] or reason
-    return reason_M
+    large_M = np.zeros(table.num_rows, bool)
+    value_XD = numbers(column if fine_M.all() else column.filter(pa.array(fine_M))).reshape(-1, width)
+    large_M[fine_M] = (value_XD.max(axis=1) > LARGEST) | (value_XD.min(axis=1) < -LARGEST)
+    found.add(large_M, "feature beyond float16")
+    return found
+
+
+def numbers(column: pa.ChunkedArray) -> np.ndarray:
+    """float32: the numbers of all features one after the other."""
+    chunks = [np.asarray(pc.cast(chunk.flatten(), pa.float32())) for chunk in column.chunks]
+    return np.concatenate([np.empty(0, np.float32), *chunks])
 
 
 def write_rows(files: RowFiles, table: pa.Table, named: int | None = None) -> dict[str, Any]:

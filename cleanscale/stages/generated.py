@@ -7,19 +7,21 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from cleanscale.datasets.generated import (
-    BLOCK_ROWS,
     GeneratedFile,
     GeneratedSettings,
     generated_files,
     generated_rows,
     generated_verification,
 )
+from cleanscale.datasets.inputs import FRAGMENT_ROWS
 from cleanscale.datasets.settings import DataSettings
 from cleanscale.engine.tasks import map_shards
 from cleanscale.stages.place import Place
 from cleanscale.storage import uris
 from cleanscale.storage.manifests import open_stage
 from cleanscale.storage.tables import write_table
+
+GROUP_ROWS = FRAGMENT_ROWS  # so that a fragment is read without what lies before it
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,6 @@ def places(folder: str, settings: GeneratedSettings) -> dict[str, str | None]:
 
 def write_file(file: GeneratedFile, job: Job) -> int:
     table = generated_rows(job.settings, job.seed, file.split, file.start, file.stop)
-    groups: list[pa.Table] = [table.slice(first, BLOCK_ROWS) for first in range(0, table.num_rows, BLOCK_ROWS)]
+    groups: list[pa.Table] = [table.slice(first, GROUP_ROWS) for first in range(0, table.num_rows, GROUP_ROWS)]
     write_table(uris.join(job.folder, file.split, file.name), groups)
     return table.num_rows

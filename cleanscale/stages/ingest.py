@@ -10,6 +10,7 @@ Images stay where they lie; `--data.cache_size` (stages/cache.py) keeps resized 
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,9 +21,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cleanscale import schema
+from cleanscale.datasets.duplicate_ids import partition_ids, repeated, suspects
 from cleanscale.datasets.fragments import Fragment, Plan, count_rows, plan_fragments, read_fragment
-from cleanscale.datasets.labels import LabelMap, distinct_labels
-from cleanscale.datasets.rejects import check_table, duplicate_reasons, duplicates_in_partition, partition_ids
+from cleanscale.datasets.labels import LabelMap, distinct_labels, merged_labels
+from cleanscale.datasets.rejects import check_table, duplicate_reasons
 from cleanscale.datasets.settings import DataSettings
 from cleanscale.datasets.verification import join_verification, never_used, read_verification
 from cleanscale.engine.tasks import map_shards
@@ -31,10 +33,10 @@ from cleanscale.stages.place import Place
 from cleanscale.storage import uris
 from cleanscale.storage.arrays import read_array, read_range, write_array
 from cleanscale.storage.manifests import fingerprint, open_stage, read_manifest
-from cleanscale.storage.tables import read_table, write_table
+from cleanscale.storage.tables import read_group, read_table, write_table
 
 PART_ROWS = 65_536
-IDS_PER_PARTITION = 4_000_000
+IDS_PER_PARTITION = 8_000_000  # 16 bytes each while a partition is looked at
 REJECTED_LABEL, TRUTH_NOT_GIVEN = -1, -2
 VERIFICATION = pa.schema(
     [("row", pa.int64()), ("label", pa.int32()), ("verified", pa.int8()), ("verified_label", pa.int32())]
@@ -165,20 +167,23 @@ def make(path: Any, plan: Plan, data: DataSettings, like: Ingested | None, verif
     step.set_total(plan.num_rows)
     columns = list(plan.light_columns)
     groups = groups_of(plan.fragments)
-    scans = [path("scan", part_name(k)) for k in range(len(groups))]
-    distinct: list[Any] = [[]] * len(groups)
-    for position, labels in map_shards(scan, list(zip(groups, scans, strict=True)), data, columns):
-        distinct[position] = labels
+    names = [part_name(k) for k in range(len(groups))]
+    partitions = -(-plan.num_rows // IDS_PER_PARTITION)
+    items = [(group, path("scan", name), path("ids", name)) for group, name in zip(groups, names, strict=True)]
+    distinct = merged_labels(labels for _, labels in map_shards(scan, items, data, columns, partitions))
     label_map = like.label_map() if like else LabelMap.from_distinct(distinct, plan.class_names)
-    duplicates = find_duplicates(scans, plan.num_rows)
+    duplicates = find_duplicates([path("ids", name) for name in names], partitions)
     checked = read_verification(verification) if verification else None
     parts: list[Any] = [None] * len(groups)
-    items = [(scans[k], path(part_name(k)), path("labels", f"{k:06d}.parquet"), duplicates) for k in range(len(groups))]
+    edges = np.searchsorted(duplicates, [group[0].row_start for group in groups] + [plan.num_rows])
+    taken = [duplicates[a:b] for a, b in itertools.pairwise(edges)]
+    places = [(path("scan", name), path(name), path("labels", name)) for name in names]
+    items = [(*place, rows) for place, rows in zip(places, taken, strict=True)]
     for position, part in map_shards(accept, items, label_map, checked.table if checked else None):
         parts[position] = part
         step.advance(part["rows"])
     gather(path, plan, parts, label_map, checked)
-    for leftover in ("scan", "labels"):
+    for leftover in ("scan", "ids", "labels"):
         uris.remove_tree(path(leftover))
 
 
@@ -195,28 +200,33 @@ def groups_of(fragments: Sequence[Fragment]) -> list[list[Fragment]]:
     return groups
 
 
-def scan(item: tuple[list[Fragment], str], data: DataSettings, columns: list[str]) -> list[Any]:
-    """Read ids and labels as the files have them; returns the distinct labels."""
-    fragments, uri = item
+def scan(item: tuple[list[Fragment], str, str], data: DataSettings, columns: list[str], partitions: int) -> pa.Array:
+    """Read ids and labels as the files have them, and write ids by partition too; returns the distinct labels."""
+    fragments, uri, ids_uri = item
     table = pa.concat_tables(
         [t for f in fragments for t in read_fragment(f, data, columns)], promote_options="permissive"
     )
     write_table(uri, table)
+    # A row that is rejected for another reason does not take the id away from a later one that can be used.
+    write_table(ids_uri, partition_ids(table.filter(usable(table)), partitions))
     return distinct_labels(table["label"])
 
 
-def find_duplicates(scans: list[str], num_rows: int) -> np.ndarray:
-    """Rows whose id a lower row has already: found by partition of the ids, never in one set of all."""
-    partitions = -(-num_rows // IDS_PER_PARTITION)
-    found = [rows for _, rows in map_shards(duplicates_of_partition, range(partitions), scans, partitions)]
+def find_duplicates(ids: list[str], partitions: int) -> np.ndarray:
+    """int64, sorted: rows whose id a lower row has already."""
+    found = [rows for _, rows in map_shards(duplicates_of_partition, range(partitions), ids)]
     return np.sort(np.concatenate(found)) if found else np.empty(0, np.int64)
 
 
-def duplicates_of_partition(part: int, scans: list[str], partitions: int) -> np.ndarray:
-    tables = (read_table(uri, ["row", "id", "source", "label", "fault"]) for uri in scans)
-    # A row that is rejected for another reason does not take the id away from a later one that can be used.
-    named = (t.filter(usable(t)) for t in tables)
-    return duplicates_in_partition(partition_ids(t, partitions)[part] for t in named)["row"].to_numpy()
+def duplicates_of_partition(part: int, ids: list[str]) -> np.ndarray:
+    """Rows of one partition whose id is taken; of the ids themselves only those are read whose hash occurs twice."""
+    hashes = [read_group(uri, part, ["hash"])["hash"].to_numpy() for uri in ids]
+    suspect_N = suspects(np.concatenate(hashes))
+    if not suspect_N.any():
+        return np.empty(0, np.int64)
+    pieces = np.split(suspect_N, np.cumsum([len(hash_M) for hash_M in hashes])[:-1])
+    chosen = [(uri, piece_M) for uri, piece_M in zip(ids, pieces, strict=True) if piece_M.any()]
+    return repeated([read_group(uri, part, ["row", "id"]).filter(pa.array(piece_M)) for uri, piece_M in chosen])
 
 
 def usable(table: pa.Table) -> pa.ChunkedArray:
@@ -232,8 +242,8 @@ def accept(
     table = read_table(scanned)
     row_N = table["row"].to_numpy()
     accepted, rejected = check_table(table, label_map)
-    repeated = accepted.filter(pc.is_in(accepted["row"], value_set=pa.array(duplicates)))
-    accepted = accepted.filter(pc.invert(pc.is_in(accepted["row"], value_set=pa.array(duplicates))))
+    taken_M = pa.array(np.isin(accepted["row"].to_numpy(), duplicates))
+    taken, accepted = accepted.filter(taken_M), accepted.filter(pc.invert(taken_M))
     write_table(uri, accepted.select(schema.INGESTED.names).cast(schema.INGESTED))
     names = ["row", "label", *(["true_label"] if "true_label" in accepted.column_names else [])]
     write_table(labels_uri, accepted.select(names))
@@ -243,7 +253,7 @@ def accept(
         "rows": table.num_rows,
         "accepted": accepted.num_rows,
         "labels": labels_uri,
-        "rejected": [rejected, duplicate_reasons(repeated.select(["row", "id", "source"]))]
+        "rejected": [rejected, duplicate_reasons(taken.select(["row", "id", "source"]))]
         + ([joined.rejected] if joined else []),
         "verified": verified_rows(accepted, joined),
         "used": joined.used_M if joined else np.empty(0, np.int64),
@@ -268,14 +278,6 @@ def verified_rows(accepted: pa.Table, joined: Any) -> pa.Table:
 
 def gather(path: Any, plan: Plan, parts: list[dict[str, Any]], label_map: LabelMap, checked: Any) -> None:
     """Everything that concerns the whole input: labels by row, verification labels, rejected rows."""
-    label_N = np.full(plan.num_rows, REJECTED_LABEL, np.int32)
-    true_label_N = np.full(plan.num_rows, TRUTH_NOT_GIVEN, np.int32)
-    for part in parts:
-        table = read_table(part["labels"])
-        row_M = table["row"].to_numpy()
-        label_N[row_M] = table["label"].to_numpy()
-        if "true_label" in table.column_names:
-            true_label_N[row_M] = table["true_label"].fill_null(TRUTH_NOT_GIVEN).to_numpy()
     accepted = sum(part["accepted"] for part in parts)
     rejected = [table for part in parts for table in part["rejected"]]
     if checked is not None:
@@ -288,8 +290,8 @@ def gather(path: Any, plan: Plan, parts: list[dict[str, Any]], label_map: LabelM
             f"none of {plan.num_rows} rows can be used ({reasons}); expected ids and labels in columns --data.id and "
             "--data.label; name the right ones"
         )
-    write_array(path("label.npy"), label_N)
-    write_array(path("true_label.npy"), true_label_N)
+    columns = [("label", REJECTED_LABEL, path("label.npy")), ("true_label", TRUTH_NOT_GIVEN, path("true_label.npy"))]
+    given: dict[int, bool] = dict(map_shards(by_row, columns, [part["labels"] for part in parts], plan.num_rows))
     write_table(path("verification.parquet"), pa.concat_tables([part["verified"] for part in parts]))
     write_table(path("rejected.parquet"), rejected_table)
     uris.write_bytes(path("labels.json"), json.dumps(label_map.to_json()).encode())
@@ -299,8 +301,20 @@ def gather(path: Any, plan: Plan, parts: list[dict[str, Any]], label_map: LabelM
         "num_rows": plan.num_rows,
         "num_accepted": accepted,
         "num_classes": int(label_map.id_bound),
-        "has_true_labels": bool((true_label_N != TRUTH_NOT_GIVEN).any()),
+        "has_true_labels": given[1],
         "parts": [part["range"] for part in parts],
         "feature_width": plan.feature_width if features else None,
     }
     uris.write_bytes(path("ingested.json"), json.dumps(notes).encode())
+
+
+def by_row(column: tuple[str, int, str], tables: list[str], num_rows: int) -> bool:
+    """Write a column of all parts as one array by row, in a task: the driver never holds it. Says if any row has it."""
+    name, fill, uri = column
+    value_N = np.full(num_rows, fill, np.int32)
+    for table_uri in tables:
+        table = read_table(table_uri)
+        if name in table.column_names:
+            value_N[table["row"].to_numpy()] = table[name].fill_null(fill).to_numpy()
+    write_array(uri, value_N)
+    return bool((value_N != fill).any())

@@ -42,3 +42,9 @@ def read_table(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
     filesystem, path = uris.open_filesystem(uri)
     with uris.translate_errors(uri), open_parquet_file(path, fs=filesystem, columns=names, engine="pyarrow") as handle:
         return pq.ParquetFile(handle).read(columns=names)
+
+
+def read_group(uri: str, group: int, columns: Sequence[str]) -> pa.Table:
+    """Some columns of one row group: no more of the file than that and its footer."""
+    with uris.open_read(uri) as handle:
+        return pq.ParquetFile(handle).read_row_group(group, columns=list(columns))

@@ -14,9 +14,6 @@ from cleanscale.datasets.labels import LabelMap
 from cleanscale.datasets.rejects import (
     Reason,
     check_table,
-    duplicate_reasons,
-    duplicates_in_partition,
-    partition_ids,
     rejected_rows,
 )
 from cleanscale.schema import REJECTED
@@ -109,24 +106,10 @@ def test_accepted_and_rejected_rows_make_up_the_input(rows: list[tuple[Any, Any,
     assert sorted(accepted["id"].to_pylist() + rejected["id"].to_pylist()) == sorted(table["id"].to_pylist())
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=40), st.integers(1, 5), st.integers(1, 7))
-def test_duplicates_do_not_depend_on_partitions_or_fragments(ids: list[str], parts: int, cut: int) -> None:
-    table = table_of(id=ids)
-    pieces = [table.slice(start, cut) for start in range(0, len(ids), cut)]
-    split = [partition_ids(piece, parts) for piece in reversed(pieces)]
-    found = [duplicates_in_partition([one[part] for one in split]) for part in range(parts)]
-    seen: set[str] = set()
-    expected = [row for row, name in enumerate(ids, 10) if name in seen or seen.add(name)]
-    assert sorted(row for one in found for row in one["row"].to_pylist()) == expected
-    assert sum(duplicate_reasons(one).num_rows for one in found) == len(ids) - len(set(ids))
-
-
 def test_empty_pieces_are_no_trouble() -> None:
     empty = table_of(label=["cat"], feature=[[1.0]]).slice(0, 0)
     accepted, rejected = check_table(empty, LABELS, 1)
     assert (accepted.num_rows, rejected.num_rows) == (0, 0)
-    assert duplicates_in_partition(partition_ids(empty, 2)).num_rows == 0
     assert rejected_rows(empty, []).schema == REJECTED
 
 

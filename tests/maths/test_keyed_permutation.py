@@ -28,4 +28,5 @@ def test_keys_and_seeds_give_other_permutations_without_order():
     made = [permutation(10_000, key, seed)(index_M) for key, seed in ((0, 0), (1, 0), (0, 1))]
     for there_M in made:
         assert abs(np.corrcoef(index_M, there_M)[0, 1]) < 0.05
-    assert (made[0] == made[1]).mean() < 0.01 and (made[0] == made[2]).mean() < 0.01
+    assert (made[0] == made[1]).mean() < 0.01
+    assert (made[0] == made[2]).mean() < 0.01

@@ -27,7 +27,7 @@ def test_a_feature_that_cannot_be_used_is_given_its_reason():
     table = pa.table(
         {"feature": pa.array(features, pa.list_(pa.float32())), "fault": pa.array([None] * 7, pa.string())}
     )
-    assert feature_reasons(table, 2) == [
+    assert feature_reasons(table, 2).array().to_pylist() == [
         None,
         "NaN feature",
         "missing feature",

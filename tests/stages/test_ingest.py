@@ -47,6 +47,20 @@ def test_accepted_and_rejected_rows_together_are_the_input(place, data):
     assert (found.labels()[[2, 3, 4]] == ingest.REJECTED_LABEL).all()
 
 
+def test_duplicates_are_the_same_whatever_the_parts_and_partitions(place, data, tmp_path, monkeypatch):
+    ids = [f"image {k * k % 17}" for k in range(40)]
+    for start in range(0, 40, 8):
+        data(ids[start : start + 8], np.arange(start, start + 8) % 3, name=f"piece-{start:02d}.parquet")
+    uri = str(tmp_path / "piece-*.parquet")
+    whole = ingest.run(place, place.path("whole"), uri, DataSettings())
+    monkeypatch.setattr(ingest, "IDS_PER_PARTITION", 9)
+    monkeypatch.setattr(ingest, "PART_ROWS", 7)
+    cut = ingest.run(place, place.path("cut"), uri, DataSettings())
+    assert len(cut.parts) > len(whole.parts)
+    np.testing.assert_array_equal(cut.labels(), whole.labels())
+    assert cut.accepted_rows().tolist() == sorted({name: row for row, name in reversed(list(enumerate(ids)))}.values())
+
+
 def test_rows_are_found_again_by_position(place, data):
     uri = data([f"image {k}" for k in range(10)], np.arange(10) % 4)
     found = ingest.run(place, place.path("ingest"), uri, DataSettings())
