@@ -17,7 +17,7 @@ from cleanscale.errors import DataError
 # About this many rows make a fragment: a task of seconds, small against a worker's memory.
 FRAGMENT_ROWS = 4096
 FRAGMENT_BYTES = 256 << 20
-READ_ROWS = 256
+READ_ROWS = 256  # of images at once
 
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif",
@@ -92,11 +92,11 @@ class Plan:
 
     def fragments_of(self, row_N: Rows) -> Iterator[tuple[Fragment, np.ndarray]]:
         """(fragment, its rows among `row_N`, sorted) for the fragments that hold any of them."""
-        sorted_N = np.unique(np.asarray(row_N, np.int64))
+        sorted_N = ascending(np.asarray(row_N, np.int64))
         start_F = np.array([fragment.row_start for fragment in self.fragments], np.int64)
-        which_N = np.searchsorted(start_F, sorted_N, side="right") - 1
-        for index in np.unique(which_N):
-            yield self.fragments[index], sorted_N[which_N == index]
+        edge_F = np.append(np.searchsorted(sorted_N, start_F), len(sorted_N))
+        for index in np.flatnonzero(np.diff(edge_F)):
+            yield self.fragments[index], sorted_N[edge_F[index] : edge_F[index + 1]]
 
     def to_json(self) -> dict[str, Any]:
         """As plain types."""
@@ -138,8 +138,16 @@ def positions_of(fragment: Fragment, rows: Rows | None) -> np.ndarray:
         return np.arange(fragment.num_rows)
     if isinstance(rows, range):
         rows = np.arange(rows.start, rows.stop, rows.step)
-    position_N = np.unique(np.asarray(rows, np.int64)) - fragment.row_start
-    return position_N[(position_N >= 0) & (position_N < fragment.num_rows)]
+    row_N = np.asarray(rows, np.int64)
+    return ascending(row_N[(row_N >= fragment.row_start) & (row_N < fragment.row_stop)]) - fragment.row_start
+
+
+def ascending(row_N: np.ndarray) -> np.ndarray:
+    """Distinct rows in order. numpy's own `unique` hashes, which takes a hundred times as long for rows in order."""
+    if (np.diff(row_N) > 0).all():
+        return row_N
+    sorted_N = np.sort(row_N)
+    return sorted_N[np.diff(sorted_N, prepend=sorted_N[:1] - 1) > 0]
 
 
 def runs_of(position_N: np.ndarray, length: int = READ_ROWS) -> Iterator[np.ndarray]:

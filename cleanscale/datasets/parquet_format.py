@@ -63,18 +63,18 @@ def plan_parquet(files: Sequence[uris.StoredFile], settings: DataSettings, finge
 def read_parquet(
     fragment: Fragment, settings: DataSettings, columns: Sequence[str], rows: Rows | None
 ) -> Iterator[pa.Table]:
-    """Tables of at most READ_ROWS rows (65536 without images and features); only the asked columns are read."""
+    """Tables of at most READ_ROWS images, FRAGMENT_ROWS features or 65536 rows without; only asked columns are read."""
     position_N = positions_of(fragment, rows)
     if not len(position_N):
         return
     path, detail = str(fragment.detail["path"]), fragment.detail
-    heavy = "image" in columns or "feature" in columns
+    at_once = READ_ROWS if "image" in columns else FRAGMENT_ROWS if "feature" in columns else 65536
     with _opened(fragment.uri, detail["bytes"]) as file:
         schema = file.schema_arrow
         leaves = _leaves(schema, columns, settings)
         batches: Iterator[Any] = (
             file.iter_batches(
-                READ_ROWS if heavy else 65536,
+                at_once,
                 row_groups=list(range(detail["group_start"], detail["group_stop"])),
                 columns=leaves,
             )
