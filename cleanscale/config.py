@@ -20,6 +20,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from cleanscale.datasets.generated import GENERATED, GeneratedSettings
 from cleanscale.datasets.glyphs import EMBEDDED, GlyphsSettings
 from cleanscale.datasets.settings import DataSettings
 from cleanscale.detectors.settings import EvidenceSettings
@@ -83,6 +84,7 @@ class Settings(BaseSettings):
     run: RunSettings = RunSettings()
     data: DataSettings = DataSettings()
     glyphs: GlyphsSettings = GlyphsSettings()
+    generated: GeneratedSettings = GeneratedSettings()
     backbone: BackboneSettings = BackboneSettings()
     augmentation: AugmentationSettings = AugmentationSettings()
     classifier: ClassifierSettings = ClassifierSettings()
@@ -116,7 +118,9 @@ class Settings(BaseSettings):
         """The same with every local path absolute: workers of a run have working directories of their own."""
         names = ("train", "test", "verification", "clean")
         given = {name: getattr(self.data, name) for name in names}
-        data = {n: uris.absolute(uri) for n, uri in given.items() if uri is not None and uri != EMBEDDED}
+        data = {
+            n: uris.absolute(uri) for n, uri in given.items() if uri is not None and uri not in (EMBEDDED, GENERATED)
+        }
         run = {"uri": self.run_uri} if self.run.uri is not None else {}
         keep = self.backbone.weights in ("", "pretrained")
         backbone = {} if keep else {"weights": uris.absolute(self.backbone.weights)}

@@ -22,13 +22,14 @@ from cleanscale.classifiers import (
     train_classifier,
 )
 from cleanscale.config import Settings, resolved_toml, versions
+from cleanscale.datasets.generated import GENERATED
 from cleanscale.datasets.glyphs import EMBEDDED
 from cleanscale.engine.session import session
 from cleanscale.engine.shared_places import check_seen_by_all_nodes
 from cleanscale.judging import judge, make_evidence, make_references
 from cleanscale.reporting.progress import Progress
 from cleanscale.reporting.terminal import Summary
-from cleanscale.stages import cache, detector_signals, glyphs, ingest, supervision
+from cleanscale.stages import cache, detector_signals, generated, glyphs, ingest, supervision
 from cleanscale.stages.place import Place, Report
 from cleanscale.storage import uris
 
@@ -75,17 +76,19 @@ def run(
 
 
 def local_inputs(settings: Settings) -> list[str]:
-    """What the run reads besides its run folder; the embedded data set is drawn into that."""
+    """What the run reads besides its run folder; what it makes itself is written into that."""
     data, weights = settings.data, settings.backbone.weights
     named = [data.train, data.test, data.clean, data.verification, weights]
-    return [uri for uri in named if uri not in (None, "", "pretrained", EMBEDDED)]
+    return [uri for uri in named if uri not in (None, "", "pretrained", EMBEDDED, GENERATED)]
 
 
 def read_inputs(settings: Settings, place: Place) -> Inputs:
-    """Ingest training, test and clean data; the embedded data set is drawn first."""
+    """Ingest training, test and clean data; the embedded data set, or generated features, are made first."""
     data = settings.data
     if data.train == EMBEDDED:
         data = glyphs.run(place, place.path("glyphs"), settings.glyphs, data)
+    if data.train == GENERATED:
+        data = generated.run(place, place.path("generated"), settings.generated, data)
     assert data.train is not None
     train = ingest.run(place, place.path("ingest", "train"), data.train, data)
     others = {}

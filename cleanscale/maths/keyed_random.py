@@ -26,6 +26,7 @@ class Purpose(enum.IntEnum):
     CLASS_DETECTORS = 14
     NEIGHBOUR_VOTERS = 15
     EVALUATION = 16
+    GENERATED = 17
 
 
 def generator(seed: int, purpose: Purpose, *about: int) -> np.random.Generator:
@@ -41,6 +42,16 @@ def hash_rows(seed: int, purpose: Purpose, row_N: np.ndarray) -> np.ndarray:
         x_N = (x_N ^ (x_N >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x_N = (x_N ^ (x_N >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x_N ^ (x_N >> np.uint64(31))
+
+
+def hash_about(seed: int, purpose: Purpose, key: int, about_N: np.ndarray) -> np.ndarray:
+    """uint64 hashes as `hash_rows`, several (by key, below 65536) of each thing; things are numbered below 2^48."""
+    return hash_rows(seed, purpose, np.asarray(about_N).astype(np.uint64) + (np.uint64(key) << np.uint64(48)))
+
+
+def uniform_about(seed: int, purpose: Purpose, key: int, about_N: np.ndarray) -> np.ndarray:
+    """float64 in [0, 1) from `hash_about`."""
+    return (hash_about(seed, purpose, key, about_N) >> np.uint64(11)) * 2.0**-53
 
 
 def folds_of_rows(seed: int, row_N: np.ndarray, folds: int) -> np.ndarray:

@@ -11,9 +11,10 @@ import pyarrow as pa
 
 from cleanscale import config
 from cleanscale.config import Settings
+from cleanscale.datasets.generated import GENERATED
 from cleanscale.datasets.glyphs import EMBEDDED
 from cleanscale.errors import ConfigError, DataError
-from cleanscale.stages import cache, glyphs, ingest
+from cleanscale.stages import cache, generated, glyphs, ingest
 from cleanscale.stages.feature_shards import FeatureShards
 from cleanscale.stages.ingest import Ingested
 from cleanscale.storage import uris
@@ -73,6 +74,8 @@ class FinishedRun:
         data = self.settings.data
         if data.train == EMBEDDED:
             data = data.model_copy(update=glyphs.places(self.path("glyphs"), self.settings.glyphs))
+        if data.train == GENERATED:
+            data = data.model_copy(update=generated.places(self.path("generated"), self.settings.generated))
         found = ingest.read(self.path("ingest", name), data)
         copies = self.path("cache", name)
         if data.cache_size is None or read_manifest(copies) is None:

@@ -1,0 +1,169 @@
+"""What a run costs by the number of classes: the same command on generated features of 1,000 to 1,000,000 classes.
+
+    python benchmarks/label_space.py --classes 1000 100000 1000000 [--images N] [--detector transfer|cleannet]
+                                     [--folder runs/label_space] [--keep] [--section.setting value ...]
+
+20 images per class on average, or --images in all; 128-d features, class sizes after Zipf's law, classes without
+images. Prints one JSON line per size: seconds per image of each stage, memory, disk, and errors in classes that nobody
+verified. Each size is a run in a folder of its own below --folder, by `python -m cleanscale.train`; other arguments
+are settings of it. Interrupted, the same command goes on where it was; a size that is done is printed again. Run
+folders are removed when they are done, unless --keep; what was measured stays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import tomllib
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+SAMPLE_S = 5.0
+IMAGES_PER_CLASS = 20
+
+
+class PeakDisk:
+    """Samples what a folder holds while a `with` lasts, in bytes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.peak = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+
+    def __enter__(self) -> PeakDisk:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        while not self._stop.wait(SAMPLE_S):
+            self.peak = max(self.peak, disk_bytes(self.folder))
+
+
+def disk_bytes(folder: Path) -> int:
+    """Bytes allocated below a folder; files that vanish meanwhile do not count."""
+    total = 0
+    for path in folder.rglob("*"):
+        try:
+            total += path.stat().st_blocks * 512
+        except OSError:
+            continue
+    return total
+
+
+def command(run: Path, classes: int, images: int, options: argparse.Namespace, settings: list[str]) -> list[str]:
+    """The main job on generated features."""
+    fixed = {
+        "data.train": "generated",
+        "generated.classes": classes,
+        "generated.images": images,
+        "generated.zipf": options.zipf,
+        "detector.name": options.detector,
+        "run.uri": run,
+        "run.seed": options.seed,
+        "evaluate.figures": "false",
+        "tracking.enabled": "false",
+    }
+    named = [piece for name, value in fixed.items() for piece in (f"--{name}", str(value))]
+    return [sys.executable, "-m", "cleanscale.train", *named, *settings]
+
+
+def measure(classes: int, images: int, options: argparse.Namespace, settings: list[str]) -> dict[str, Any]:
+    """One size: the run, and what is to be told of it. Raises CalledProcessError when the run fails."""
+    name = f"{classes}-{images}-{options.detector}-{options.seed}"
+    folder = Path(options.folder).resolve() / name
+    line, attempts = folder.with_suffix(".json"), folder.with_suffix(".attempts")
+    asked = command(folder, classes, images, options, settings)
+    kept = json.loads(line.read_text()) if line.exists() else {}
+    if kept.get("command") == asked[1:]:
+        return kept["measured"]
+    folder.mkdir(parents=True, exist_ok=True)
+    begun = json.loads(attempts.read_text()) if attempts.exists() else {"begun": 0, "peak_disk_bytes": 0}
+    attempts.write_text(json.dumps(begun | {"begun": begun["begun"] + 1}))
+    started = time.monotonic()
+    with PeakDisk(folder) as disk:
+        subprocess.run(asked, cwd=ROOT, stdout=sys.stderr, check=True)
+    seconds = time.monotonic() - started
+    found = told(folder, classes, images, options.detector)
+    found |= {
+        "seconds_of_command": round(seconds, 1),
+        "peak_disk_bytes": max(begun["peak_disk_bytes"], disk.peak, found["disk_bytes"]),
+        "times_begun": begun["begun"] + 1,  # more than one: seconds of stages are of all, memory peaks of the last
+    }
+    line.write_text(json.dumps({"command": asked[1:], "measured": found}))
+    attempts.unlink()
+    if not options.keep:
+        shutil.rmtree(folder)
+    return found
+
+
+def told(folder: Path, classes: int, images: int, detector: str) -> dict[str, Any]:
+    """What a finished run says of itself."""
+    metrics = json.loads((folder / "metrics.json").read_text())
+    settings = tomllib.loads((folder / "settings.toml").read_text())
+    seconds = {name: value for name, value in metrics["seconds"].items() if name != "total"}
+
+    def error(name: str) -> float | None:
+        measured = metrics["detection"].get(name, {}).get("error_per_class", {}).get("held_out_classes")
+        return None if measured is None else round(measured["value"], 2)
+
+    top1 = {name: round(by["top1"]["value"], 2) for name, by in metrics.get("classification", {}).items()}
+    memory = metrics["peak_memory_bytes"]
+    return {
+        "classes": classes,
+        "images": images,
+        "detector": detector,
+        "seconds_per_image": {name: value / images for name, value in seconds.items()},
+        "seconds": seconds,
+        "seconds_total": round(sum(seconds.values()), 1),
+        "peak_driver_bytes": memory["driver"],
+        "peak_total_pss_bytes": memory["all_processes_pss"],
+        "disk_bytes": disk_bytes(folder),
+        "held_out_error": error(detector),
+        "filtering_error": error("classification_filtering"),
+        "naive_error": error("naive"),
+        "top1": top1,
+        "head_epochs": {
+            "classifier": settings["classifier"].get("epochs", settings["heads"]["epochs"]),
+            "weighted_classifier": settings["classifier"].get("finetune_epochs"),
+            "out_of_fold": settings["heads"]["epochs"] * settings["evidence"]["row_folds"],
+        },
+        "cleannet_steps": settings["cleannet"].get("steps"),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--classes", type=int, nargs="+", default=[1000, 10_000])
+    parser.add_argument("--images", type=int, default=None, help="in all, instead of 20 for each class")
+    parser.add_argument("--detector", choices=("transfer", "cleannet"), default="transfer")
+    parser.add_argument("--zipf", type=float, default=0.5, help="exponent of the class sizes")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", default="runs/label_space")
+    parser.add_argument("--keep", action="store_true", help="keep the run folders")
+    options, settings = parser.parse_known_args()
+    for classes in options.classes:
+        images = options.images or IMAGES_PER_CLASS * classes
+        sys.stderr.write(f"label_space: {classes:,} classes, {images:,} images\n")
+        try:
+            print(json.dumps(measure(classes, images, options, settings)), flush=True)
+        except subprocess.CalledProcessError as error:
+            sys.stderr.write(f"label_space: {classes:,} classes failed with exit status {error.returncode}\n")
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
