@@ -24,7 +24,8 @@ from cleanscale.errors import DataError
 from cleanscale.maths import evidence as maths
 from cleanscale.schema import RELEVANCE, UNSEEN, WRONG
 from cleanscale.signals import MAKERS, Images
-from cleanscale.training.heads import HeadSettings, fit_out_of_fold_heads
+from cleanscale.training.head_settings import HeadSettings
+from cleanscale.training.heads import fit_out_of_fold_heads
 
 log = logging.getLogger(__name__)
 
@@ -138,11 +139,11 @@ class WrongLabelFinder:
         heads = maths.OutOfFold([head.frozen() for head in fitted], self.seed)
         centre_D = feature_ND.mean(axis=0, dtype=np.float64).astype(np.float32)
         compared = self._compared(feature_ND, class_N, num_classes, centre_D)
-        own_N = maths.own_log_probability(heads, feature_ND, class_N, row_N, compared)
-        sums = maths.class_sums(feature_ND, class_N, own_N, centre_D)
+        found = maths.logit_signals(heads, feature_ND, class_N, row_N, compared)
+        sums = maths.class_sums(feature_ND, class_N, found.signals["log_probability"], centre_D)
         prototype_CD = maths.denoised_prototypes(sums)
-        found = maths.image_signals(heads, prototype_CD, feature_ND, class_N, row_N, centre_D, compared)
-        signals = found.signals | maths.class_signals(found.signals, class_N, found.best_other_N)
+        signals = found.signals | maths.cosine_signals(prototype_CD, feature_ND, class_N, centre_D, compared)
+        signals |= maths.class_signals(signals, class_N, found.best_other_N)
         signals |= maths.other_class_signals(maths.class_statistics(sums), class_N, found.best_other_N)
         if self.kind.own_signals:
             images = Images(row_N, class_N, feature_ND, arrays.verified_N)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import ray
 import ray.data
 import ray.exceptions
+from ray.data import ExecutionResources
 
 from cleanscale.engine.settings import EngineSettings
 from cleanscale.errors import ConfigError
@@ -20,6 +21,7 @@ from cleanscale.errors import ConfigError
 log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 10.0
+STREAM_BYTES = 256 << 20  # blocks of images under way on a node
 # Set before Ray reads them; a user's own value wins.
 DEFAULT_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -112,8 +114,13 @@ def knock(address: str) -> None:
 
 
 def prepare_data() -> None:
-    """Ray Data as every stage expects it: order kept (it reaches training), no bars of its own, quiet logs."""
+    """Ray Data as every stage expects it: order kept (it reaches training), no bars of its own, quiet logs.
+
+    What is under way is bounded, however large the object stores: reading waits for whoever uses the blocks.
+    """
     context = ray.data.DataContext.get_current()
+    nodes = max(1, sum(node["Alive"] for node in ray.nodes()))
+    context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=STREAM_BYTES * nodes)
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False

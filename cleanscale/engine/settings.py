@@ -26,6 +26,14 @@ class EngineSettings(BaseModel):
     )
     max_failures: int = Field(3, ge=0, description="How often a training stage starts again after losing a worker.")
     num_cpus: int | None = Field(None, ge=1, description="Cores that a Ray started here may use; by default all.")
-    object_store_bytes: int = Field(
-        512 * 2**20, ge=80 * 2**20, description="Shared memory of a Ray started here; blocks beyond it wait or spill."
+    object_store_bytes: int | None = Field(
+        None,
+        ge=80 * 2**20,
+        description="Shared memory of a Ray started here at most, taken as it is used: what all tasks of a node read "
+        "of all classes, and blocks under way; by default three tenths of the memory.",
+    )
+    scratch: str | None = Field(
+        None,
+        description="Folder on each node's own disk for what a training worker cannot hold in memory; by default the "
+        "system's for temporary files.",
     )

@@ -37,13 +37,14 @@ def map_shards(
 ) -> Iterator[tuple[int, Any]]:
     """Yield (position, function(item, *shared)) as tasks finish, in any order.
 
-    `shared` values go to the object store once. What a task returns must be small: shards write their results to disk.
+    `shared` values go to the object store once, those of `shared_value` are there already: every node has one copy,
+    whose arrays all its tasks read in place. What a task returns must be small: shards write their results to disk.
     In a trial (`engine.here`) they are done one after the other instead. Raises: the CleanscaleError of a task.
     """
     if here() is not None:
         yield from ((position, function(item, *shared)) for position, item in enumerate(items))
         return
-    references = [ray.put(s) for s in shared]
+    references = [s if isinstance(s, ray.ObjectRef) else ray.put(s) for s in shared]
     remaining = iter(range(len(items)))
     in_flight: dict[Any, int] = {}
 
@@ -61,6 +62,18 @@ def map_shards(
             position = in_flight.pop(task)
             yield position, fetch(task)
         submit()
+
+
+def shared_value(function: Callable[..., Any], *args: Any) -> Any:
+    """What `function(*args)` gives, made in a task and left in the object store: for the shared values of `map_shards`.
+
+    The driver never holds it. A lost copy is made again. In a trial (`engine.here`) it is the plain value.
+    """
+    return function(*args) if here() is not None else _run.remote(_apply, args, (function,))
+
+
+def _apply(args: tuple[Any, ...], function: Callable[..., Any]) -> Any:
+    return function(*args)
 
 
 def fetch(task: Any) -> Any:

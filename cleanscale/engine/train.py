@@ -43,6 +43,7 @@ class Worker:
     uri: str  # the stage's folder
     device: str
     collectives: Collectives
+    scratch: str | None = None  # folder for what does not fit in memory; None: the system's for temporary files
     last_said_s: float = 0.0
 
     @property
@@ -133,7 +134,13 @@ def train_on_workers(
     uris.remove_tree(failed)
     trainer = TorchTrainer(
         _train_loop,
-        train_loop_config={"loop": loop, "config": config, "uri": uri, "threads": settings.threads_per_worker},
+        train_loop_config={
+            "loop": loop,
+            "config": config,
+            "uri": uri,
+            "threads": settings.threads_per_worker,
+            "scratch": settings.scratch,
+        },
         scaling_config=scaling(settings),
         run_config=RunConfig(
             name="run",
@@ -190,7 +197,7 @@ def _train_loop(settings: dict[str, Any]) -> None:
     if before is not None:  # a user's error is final: Ray would start the group again
         raise getattr(errors, before["kind"])(before["message"])
     device = str(ray.train.torch.get_device())
-    worker = Worker(settings["uri"], device, collectives())
+    worker = Worker(settings["uri"], device, collectives(), settings["scratch"])
     try:
         settings["loop"](worker, settings["config"])
     except CleanscaleError as error:

@@ -3,8 +3,9 @@
 What they are made of is out of fold: the heads that score an image have not been trained on it. Per class shard,
 in three steps that exchange sums only:
 
-1. `own_log_probability` and `class_sums`; summed over shards they give `denoised_prototypes` and `class_statistics`;
-2. `image_signals`: log-probability, margin, rank, entropy, cosine to the prototype and its margin, best other class;
+1. `logit_signals`: log-probability, margin, rank, entropy, best other class; with them `class_sums`, which summed over
+   shards give `denoised_prototypes` and `class_statistics`;
+2. `cosine_signals`: cosine to the prototype of the class and its margin;
 3. `class_signals`: the same relative to the other images of the class, class means, and how much of the class looks
    like the best other class; `other_class_signals`: how large that class is and how sure its own images are.
 
@@ -18,7 +19,7 @@ tail that stands for the others, so that an image costs the same however many cl
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -124,16 +125,6 @@ class ClassSums:
         return self
 
 
-def own_log_probability(
-    heads: OutOfFold, feature_ND: np.ndarray, class_N: np.ndarray, row_N: np.ndarray, compared: Compared
-) -> np.ndarray:
-    """float32 [N]: out-of-fold log-probability of the noisy label, above -30."""
-    own_N = np.empty(len(class_N), np.float32)
-    for rows in compared.blocks(len(class_N), _width(heads, feature_ND)):
-        own_N[rows] = _Comparison.of(heads, feature_ND, class_N, row_N, compared, rows).own_B
-    return own_N
-
-
 def class_sums(
     feature_ND: np.ndarray, class_N: np.ndarray, log_probability_N: np.ndarray, centre_D: np.ndarray
 ) -> ClassSums:
@@ -175,9 +166,46 @@ def class_statistics(sums: ClassSums) -> np.ndarray:
 class ImageSignals:
     """Step 2 of one shard."""
 
-    signals: Signals  # IMAGE_SIGNALS
+    signals: Signals  # IMAGE_SIGNALS, or those that the logits give
     best_other_N: np.ndarray  # int64: the most probable class but the own; -1 where there is only one class
     best_other_log_probability_N: np.ndarray  # float32
+
+
+def logit_signals(
+    heads: OutOfFold, feature_ND: np.ndarray, class_N: np.ndarray, row_N: np.ndarray, compared: Compared
+) -> ImageSignals:
+    """The signals of each image of a shard that the out-of-fold heads give; of them step 1 takes `log_probability`."""
+    signals = {name: np.empty(len(class_N), np.float32) for name in IMAGE_SIGNALS if not name.startswith("cosine")}
+    best_N = np.empty(len(class_N), np.int64)
+    best_log_probability_N = np.empty(len(class_N), np.float32)
+    for rows in compared.blocks(len(class_N), _width(heads, feature_ND)):
+        comparison = _Comparison.of(heads, feature_ND, class_N, row_N, compared, rows)
+        best_N[rows], best_log_probability_N[rows] = comparison.best_other()
+        for name, value_B in comparison.signals().items():
+            signals[name][rows] = value_B
+    return ImageSignals(signals, best_N, best_log_probability_N)
+
+
+def cosine_signals(
+    prototype_CD: np.ndarray, feature_ND: np.ndarray, class_N: np.ndarray, centre_D: np.ndarray, compared: Compared
+) -> Signals:
+    """The signals of each image of a shard that the prototypes give.
+
+    `centre_D` is the mean feature of all images, everywhere the same.
+    """
+    signals = {name: np.empty(len(class_N), np.float32) for name in ("cosine", "cosine_margin")}
+    present_C = np.einsum("cd,cd->c", prototype_CD, prototype_CD) > 0  # classes without images have no prototype
+    for rows in compared.blocks(len(class_N), feature_ND.shape[1]):
+        others = compared.others(class_N[rows], rows)
+        unit_BD = _unit(feature_ND[rows], centre_D)
+        own_B = gathered_products(unit_BD, prototype_CD, class_N[rows, None])[:, 0]
+        image_B = np.arange(len(unit_BD))
+        cosine_BK = others.products(unit_BD, prototype_CD, image_B)
+        present_BK = present_C if others.candidate_BM is None else present_C[others.classes(image_B)]
+        present_BK = present_BK & np.isfinite(others.log_count_BK)
+        signals["cosine"][rows] = own_B
+        signals["cosine_margin"][rows] = own_B - np.where(present_BK, cosine_BK, -1).max(axis=1)
+    return signals
 
 
 def image_signals(
@@ -189,19 +217,11 @@ def image_signals(
     centre_D: np.ndarray,
     compared: Compared,
 ) -> ImageSignals:
-    """Signals of each image of a shard. `centre_D` is the mean feature of all images, everywhere the same."""
-    signals = {name: np.empty(len(class_N), np.float32) for name in IMAGE_SIGNALS}
-    best_N = np.empty(len(class_N), np.int64)
-    best_log_probability_N = np.empty(len(class_N), np.float32)
-    for rows in compared.blocks(len(class_N), _width(heads, feature_ND)):
-        comparison = _Comparison.of(heads, feature_ND, class_N, row_N, compared, rows)
-        best_N[rows], best_log_probability_N[rows] = comparison.best_other()
-        block = comparison.signals()
-        unit_BD = _unit(feature_ND[rows], centre_D)
-        block["cosine"], block["cosine_margin"] = comparison.cosines(unit_BD, class_N[rows], prototype_CD)
-        for name, value_B in block.items():
-            signals[name][rows] = value_B
-    return ImageSignals(signals, best_N, best_log_probability_N)
+    """All IMAGE_SIGNALS of each image of a shard: `logit_signals` and `cosine_signals`."""
+    found = logit_signals(heads, feature_ND, class_N, row_N, compared)
+    cosines = cosine_signals(prototype_CD, feature_ND, class_N, centre_D, compared)
+    signals = found.signals | cosines
+    return replace(found, signals={name: signals[name] for name in IMAGE_SIGNALS})
 
 
 def class_signals(signals: Signals, class_N: np.ndarray, best_other_N: np.ndarray) -> Signals:
@@ -304,16 +324,6 @@ class _Comparison:
             "log_rank": np.log1p(rank_B),
             "entropy": entropy_B,
         }
-
-    def cosines(self, unit_BD: np.ndarray, class_B: np.ndarray, prototype_CD: np.ndarray) -> tuple[np.ndarray, ...]:
-        """(cosine to the own prototype, that less the best of the others; classes without images have none)."""
-        own_B = gathered_products(unit_BD, prototype_CD, class_B[:, None])[:, 0]
-        image_B = np.arange(len(class_B))
-        cosine_BK = self.others.products(unit_BD, prototype_CD, image_B)
-        present_C = np.abs(prototype_CD).max(axis=1) > 0
-        present_BK = present_C if self.others.candidate_BM is None else present_C[self.others.classes(image_B)]
-        present_BK = present_BK & np.isfinite(self.others.log_count_BK)
-        return own_B, own_B - np.where(present_BK, cosine_BK, -1).max(axis=1)
 
 
 class _Grouped:

@@ -25,6 +25,7 @@ class Purpose(enum.IntEnum):
     BUDGETS = 13
     CLASS_DETECTORS = 14
     NEIGHBOUR_VOTERS = 15
+    EVALUATION = 16
     NEGATIVES = 20
 
 

@@ -125,10 +125,8 @@ def make_references(
             f"found per_class = {per_class} and max_images = {max_images}; expected 1 <= per_class <= max_images; "
             "raise --references.max_images or lower --references.per_class"
         )
-    feature_ND, label_N = np.asarray(feature_ND), np.asarray(label_N)
-    taken, label_C, size_C = _reservoir(
-        label_N, np.asarray(row_N), max_images if method == "kmeans" else per_class, seed
-    )
+    feature_ND, label_N, row_N = np.asarray(feature_ND), np.asarray(label_N), np.asarray(row_N)
+    taken, label_C, size_C = reservoir(label_N, row_N, max_images if method == "kmeans" else per_class, seed)
     start_C = np.concatenate([[0], np.cumsum(size_C)]).astype(np.int64)
     kept_C = np.minimum(size_C, per_class)
     vectors: list[np.ndarray] = [np.empty((0, feature_ND.shape[1]), np.float32)] * len(label_C)
@@ -138,14 +136,14 @@ def make_references(
         images = taken[start_C[c] : start_C[c + 1]]
         vectors[c] = _finite(feature_ND[images].astype(np.float32), label_C[c])
         counts[c] = np.ones(len(images), np.int32)
-        nearest[c] = np.asarray(row_N)[images]
+        nearest[c] = row_N[images]
     for batch in _batches(size_C, per_class):
         images_of = [taken[start_C[c] : start_C[c + 1]] for c in batch]
         points_BND, mean_BD, gram_BNN = _centred(feature_ND, images_of, label_C[batch])
         uniform_BRT = _uniforms(seed, label_C[batch], per_class)
         results = _lloyd(points_BND, gram_BNN, size_C[batch], uniform_BRT, per_class, iterations)
         for c, images, mean_D, (vector_kD, count_k, nearest_k) in zip(batch, images_of, mean_BD, results, strict=True):
-            vectors[c], counts[c], nearest[c] = vector_kD + mean_D, count_k, np.asarray(row_N)[images[nearest_k]]
+            vectors[c], counts[c], nearest[c] = vector_kD + mean_D, count_k, row_N[images[nearest_k]]
     offset_C1 = np.concatenate([[0], np.cumsum([len(v) for v in vectors])]).astype(np.int64)
     empty_D = np.empty((0, feature_ND.shape[1]), np.float32)
     return ReferenceSets(
@@ -157,10 +155,14 @@ def make_references(
     )
 
 
-def _reservoir(
+def reservoir(
     label_N: np.ndarray, row_N: np.ndarray, most: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(positions of the images taken, by class and then row; classes; how many of each)."""
+    """(positions of the images taken, by class and then row; classes; how many of each).
+
+    Of a class with more than `most` images those with the smallest hash of (seed, class, row): what a part of a class
+    gives holds what the whole class would give of that part.
+    """
     order_N = np.lexsort((row_N, label_N))
     label_C, start_C, size_C = np.unique(label_N[order_N], return_index=True, return_counts=True)
     large = np.flatnonzero(size_C > most)

@@ -101,7 +101,6 @@ class FrozenHead:
             log_probability_NC[start : start + batch] = logit_BC - np.log(np.exp(logit_BC).sum(axis=1, keepdims=True))
         return log_probability_NC
 
-
     def top(self, feature_ND: np.ndarray, k: int, *, batch: int = 1024, classes: int = 16384) -> np.ndarray:
         """int32 [N, K]: the k most probable classes, best first, without ever holding all logits of an image."""
         k = min(k, len(self.bias_C))

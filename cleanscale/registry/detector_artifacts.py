@@ -19,6 +19,7 @@ from mlflow.types import ColSpec, DataType, Schema
 
 from cleanscale.detectors import DETECTORS
 from cleanscale.detectors.base import class_fold_masks
+from cleanscale.models.heads import head_to_bytes
 from cleanscale.registry.finished_run import FinishedRun
 from cleanscale.registry.model_artifacts import (
     LABEL_COLUMN,
@@ -35,7 +36,7 @@ from cleanscale.schema import RIGHT
 from cleanscale.serving import detector as served
 from cleanscale.serving.class_statistics import ClassStatistics
 from cleanscale.serving.model_folder import write_description
-from cleanscale.stages import class_index, relevance
+from cleanscale.stages import class_index, evidence_heads, head_files, relevance
 from cleanscale.stages import classifier as classifier_stage
 from cleanscale.stages import cleannet as cleannet_stage
 from cleanscale.stages import evidence as evidence_stage
@@ -97,12 +98,13 @@ def copy_weights(run: FinishedRun, sources: Sources, folder: Path) -> None:
         copy(uris.join(sources.features.projection, PROJECTION), folder / served.PROJECTION)
     assert sources.cleannet is not None, "a run fits CleanNet; only trials of sweeps may leave it out"
     copy(uris.join(sources.cleannet, cleannet_stage.MODEL), folder / served.CLEANNET)
-    for name in head_names(run):
-        copy(uris.join(sources.evidence, name), folder / name)
+    for fold, name in enumerate(head_names(run)):
+        head = head_files.load_dense(uris.join(sources.evidence, evidence_heads.head_name(fold)))
+        (folder / name).write_bytes(head_to_bytes(head))  # a sharded one put together
 
 
 def head_names(run: FinishedRun) -> list[str]:
-    return [evidence_stage.head_name(fold) for fold in range(run.settings.evidence.row_folds)]
+    return [f"{evidence_heads.head_name(fold)}{head_files.DENSE}" for fold in range(run.settings.evidence.row_folds)]
 
 
 def write_classes(run: FinishedRun, sources: Sources, folder: Path) -> None:
@@ -111,12 +113,13 @@ def write_classes(run: FinishedRun, sources: Sources, folder: Path) -> None:
     classes = class_index.read(sources.class_index)
     for name, array in zip(served.EMBEDDED, (classes.label_C, classes.embedding_CE), strict=True):
         write_array(str(folder / f"{name}.npy"), array)
+    known = evidence_stage.read_prototypes(sources.evidence, run.ingested("train").num_classes)
     for name in served.EVIDENCE:
-        copy(uris.join(sources.evidence, f"{name}.npy"), folder / f"{name}.npy")
+        write_array(str(folder / f"{name}.npy"), known[name])
     needed = "reference_cosine" in DETECTORS[run.settings.detector.name].signals
     if needed or run.ingested("train").num_classes > run.settings.evidence.exact_classes:
-        sets = references_stage.read(sources.references, sources.features.class_ranges(), sources.features.width)
-        for name, array in zip(served.MEANS, (sets.label_C, sets.mean_CD()), strict=True):
+        means = references_stage.means(sources.references, sources.features)
+        for name, array in zip(served.MEANS, means, strict=True):
             write_array(str(folder / f"{name}.npy"), array)
 
 
@@ -154,7 +157,8 @@ def description(run: FinishedRun) -> dict[str, Any]:
 def verified_decisions(run: FinishedRun, sources: Sources) -> pa.Table:
     """row, id, label, wrong (as verified), mislabeled (as decided without the class's verification labels)."""
     train, settings = run.ingested("train"), run.settings
-    evidence, verified_V = relevance.verified_evidence(sources, train.verification(), one_by_one)
+    classes = None if sources.class_index is None else class_index.read(sources.class_index)
+    evidence, verified_V = relevance.verified_evidence(sources, train.verification(), classes, one_by_one)
     detector = DETECTORS[settings.detector.name]
     sure: dict[str, int] = {"class_folds": settings.evidence.class_folds, "seed": settings.run.seed}
     mislabeled_V = np.zeros(len(evidence), bool)

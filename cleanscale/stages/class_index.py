@@ -44,7 +44,7 @@ def run(
 
 
 def embed_range(shards: list[Shard], job: Job) -> None:
-    references = references_stage.read(job.references, [shards], job.features.width)
+    references = references_stage.read(job.references, shards, job.features)
     embedding_CE, attention_M = encode_references(cleannet_stage.load(job.cleannet), references)
     offsets = pa.array(references.offset_C1.astype(np.int32))
     table = pa.table(

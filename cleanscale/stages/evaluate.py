@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cleanscale.engine.tasks import map_shards
+from cleanscale.engine.tasks import map_shards, shared_value
 from cleanscale.maths.intervals import calibration_report, classification_report, detection_report
+from cleanscale.maths.keyed_random import Purpose, hash_rows
 from cleanscale.reporting.terminal import Found
 from cleanscale.stages.feature_shards import FeatureShards
 from cleanscale.stages.ingest import TRUTH_NOT_GIVEN, Ingested
@@ -45,17 +46,19 @@ class Judgements:
         return {"held_out_classes": self.held_out_N, "verified_classes": ~self.held_out_N}
 
 
-def judgements(relevance: str, features: FeatureShards, data: Ingested) -> Judgements | None:
-    """Collect decisions on images with known truth that nobody verified; None when no truth is known."""
-    true_label_R = data.true_labels()
-    if not (true_label_R != TRUTH_NOT_GIVEN).any():
+def judgements(relevance: str, features: FeatureShards, data: Ingested, most: int, seed: int) -> Judgements | None:
+    """Decisions on images with known truth that nobody verified; None when no truth is known.
+
+    most: so many images at most; of more, those of whole classes drawn by (seed, class), so that they stand for all.
+    """
+    if not data.has_true_labels:
         return None
-    verification = data.verification()
-    tables = [read_table(uris.join(relevance, "decisions", f"{s.name}.parquet")) for s in features.shards]
+    share = min(1.0, most / max(features.num_images, 1))
+    wanted = Wanted(relevance, data.verification(), share, seed)
+    truth = shared_value(data.true_labels)
+    found = dict(map_shards(known_decisions, list(features.shards), wanted, truth))
+    tables = [found[position] for position in sorted(found)]
     table = pa.concat_tables(tables, promote_options="permissive")
-    row_N = table["row"].to_numpy()
-    use_N = (true_label_R[row_N] != TRUTH_NOT_GIVEN) & ~np.isin(row_N, verification["row"].to_numpy())
-    table, row_N = table.filter(pa.array(use_N)), row_N[use_N]
     label_N = table["label"].to_numpy()
 
     def columns(kind: str) -> dict[str, np.ndarray]:
@@ -64,12 +67,40 @@ def judgements(relevance: str, features: FeatureShards, data: Ingested) -> Judge
 
     return Judgements(
         label_N,
-        true_label_R[row_N] != label_N,
-        ~np.isin(label_N, verification["label"].to_numpy()),
+        table["true_label"].to_numpy() != label_N,
+        ~np.isin(label_N, wanted.verification["label"].to_numpy()),
         columns("mislabeled"),
         columns("score"),
         columns("probability"),
     )
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which decisions are evaluated: of this share of the classes, images that are not verified."""
+
+    relevance: str
+    verification: pa.Table
+    share: float
+    seed: int
+
+    def drawn(self, label_N: np.ndarray) -> np.ndarray:
+        """bool [N]: the image's class is among those evaluated. Verified classes always are: they are few."""
+        if self.share >= 1.0:
+            return np.ones(len(label_N), bool)
+        limit = np.uint64(self.share * float(np.iinfo(np.uint64).max))
+        drawn_N = hash_rows(self.seed, Purpose.EVALUATION, label_N.astype(np.int64)) <= limit
+        return drawn_N | np.isin(label_N, self.verification["label"].to_numpy())
+
+
+def known_decisions(shard: Shard, wanted: Wanted, true_label_R: np.ndarray) -> pa.Table:
+    """The decisions about those images of a shard that are evaluated, with their true labels."""
+    table = read_table(uris.join(wanted.relevance, "decisions", f"{shard.name}.parquet"))
+    row_N, label_N = table["row"].to_numpy(), table["label"].to_numpy()
+    verified_N = np.isin(row_N, wanted.verification["row"].to_numpy())
+    use_N = (true_label_R[row_N] != TRUTH_NOT_GIVEN) & ~verified_N & wanted.drawn(label_N)
+    table = table.filter(pa.array(use_N)).drop_columns(["row"])
+    return table.append_column("true_label", pa.array(true_label_R[row_N[use_N]], pa.int32()))
 
 
 def metrics(

@@ -7,6 +7,7 @@ The heads train in one Ray Train worker group; the signals are computed shard by
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from cleanscale.detectors.settings import EvidenceSettings
-from cleanscale.engine.tasks import map_shards
-from cleanscale.engine.train import Worker, train_on_workers
+from cleanscale.engine.tasks import map_shards, shared_value
 from cleanscale.maths.evidence import (
     ClassSums,
     Compared,
@@ -23,28 +23,34 @@ from cleanscale.maths.evidence import (
     class_signals,
     class_statistics,
     class_sums,
+    cosine_signals,
     denoised_prototypes,
-    image_signals,
+    logit_signals,
     other_class_signals,
-    own_log_probability,
 )
-from cleanscale.models.heads import FrozenHead, head_from_bytes, head_to_bytes
+from cleanscale.stages import evidence_heads
 from cleanscale.stages import references as references_stage
+from cleanscale.stages.evidence_heads import HeadsJob, heads_of
 from cleanscale.stages.feature_shards import FeatureShards
 from cleanscale.stages.place import Place
-from cleanscale.storage import uris
+from cleanscale.storage import arrays, class_arrays, uris
 from cleanscale.storage.arrays import read_array, write_array
 from cleanscale.storage.manifests import Manifest, open_stage
 from cleanscale.storage.shards import Shard
 from cleanscale.storage.tables import read_table, write_table
-from cleanscale.training.heads import HeadSettings, fit_out_of_fold_heads
+from cleanscale.training.head_settings import HeadSettings
+
+PROTOTYPES, STATISTICS, CENTRE = "prototypes", "statistics", "centre.npy"
+CLASS_ARRAYS = (PROTOTYPES, STATISTICS)
+FORM = 2  # of what the stage leaves
+# What one pass leaves for the next; removed at the end.
+MEANS, LOGITS, CANDIDATES, SUMS, IMAGES = "means", "logits", "candidates", "sums", "images"
 
 
 @dataclass(frozen=True)
 class Job:
     features: FeatureShards
     num_classes: int
-    heads: HeadSettings
     settings: EvidenceSettings
     weights_uri: str | None
     seed: int
@@ -67,174 +73,160 @@ def run(
         folder,
         "evidence",
         {
-            "heads": heads.model_dump(mode="json"),
-            "evidence": settings.model_dump(mode="json", exclude={"class_folds"}),
+            "heads": heads.relevant(num_classes),
+            "evidence": settings.model_dump(mode="json", exclude={"class_folds"}) | {"form": FORM},
             "run": {"seed": place.seed},
         },
         {"features": features.fingerprint, "references": references[1]} | ({"weights": weights[1]} if weights else {}),
     )
     if stage.complete:
         return stage.complete
-    job = Job(features, num_classes, heads, settings, weights[0] if weights else None, place.seed, folder)
+    plan = heads.resolved(num_classes)
+    job = Job(features, num_classes, settings, weights[0] if weights else None, place.seed, folder)
     with place.timed("evidence", features.num_images, folder=folder):
-        if not uris.exists(stage.path(head_name(settings.row_folds - 1))):
-            with place.progress.step("out-of-fold heads", settings.row_folds * heads.epochs, "epochs") as step:
-                train_on_workers(
-                    heads_loop, job, uri=folder, settings=place.engine, on_progress=place.follow(step, "evidence")
-                )
+        evidence_heads.run(
+            place,
+            folder,
+            HeadsJob(features, num_classes, plan, settings.row_folds, job.weights_uri, place.seed),
+        )
         with place.progress.step("evidence", features.num_images) as step:
+            shards, ranges = list(features.shards), features.class_ranges()
             if num_classes > settings.exact_classes:
-                write_means(job, references[0])
-            prototypes(job)
-            shards = list(features.shards)
-            for position, _ in map_shards(image_shard, shards, job):
-                step.advance(shards[position].rows)
-            for _ in map_shards(class_shard, features.class_ranges(), job):
-                pass
+                each_missing(range_means, ranges, job, MEANS, references[0])
+            centre_D = centre_of(job)
+            scorers = shared_value(heads_of, folder, settings.row_folds, place.seed)
+            each_missing(logit_shard, shards, job, LOGITS, scorers, candidates_among(job), centre_D)
+            each_missing(prototype_range, ranges, job, PROTOTYPES)
+            prototypes = shared_value(class_arrays.read_classes, stage.path(PROTOTYPES), PROTOTYPES, num_classes)
+            each_missing(cosine_shard, shards, job, IMAGES, prototypes, centre_D)
+            statistics = shared_value(class_arrays.read_classes, stage.path(STATISTICS), STATISTICS, num_classes)
+            for position, _ in map_shards(class_shard, ranges, job, statistics):
+                step.advance(sum(shard.rows for shard in ranges[position]))
+        for passing in (MEANS, LOGITS, CANDIDATES, SUMS, IMAGES):
+            uris.remove_tree(stage.path(passing))
     written = [{"file": f"{s.name}.parquet", "rows": s.rows} for s in features.shards]
     return stage.finish(written)
 
 
-def head_name(fold: int) -> str:
-    return f"head-{fold}.safetensors"
+def each_missing(function: Callable[..., Any], items: Sequence[Any], job: Job, kind: str, *shared: Any) -> None:
+    """A pass over shards, or over ranges of classes: those whose file an interrupted run has left to do."""
+    there = {file.path for file in uris.list_files(uris.join(job.folder, kind), missing_is_error=False)}
+    missing = [item for item in items if file_of(kind, item) not in there]
+    for _ in map_shards(function, missing, job, *shared):
+        pass
 
 
-def heads_loop(worker: Worker, job: Job) -> None:
-    own = job.features.read_all(job.features.deal(worker.world)[worker.rank])
-    weight_N = np.ones(len(own), np.float32)
-    if job.weights_uri is not None:
-        weight_N = np.nan_to_num(read_array(job.weights_uri)[own.row_N])
-    done, total = 0, job.settings.row_folds * job.heads.epochs
-    history: list[dict[str, float]] = []
-
-    def on_epoch(epoch: int, loss: float) -> None:
-        nonlocal done
-        done += 1
-        history.append({"step": done, "loss": loss})
-        worker.say(done, total, "epochs", history)
-
-    heads = fit_out_of_fold_heads(
-        own.feature_ND.astype(np.float32),
-        own.label_N.astype(np.int64),
-        weight_N,
-        own.row_N,
-        job.num_classes,
-        job.heads,
-        seed=job.seed,
-        folds=job.settings.row_folds,
-        collectives=worker.collectives,
-        device=worker.device,
-        on_epoch=on_epoch,
-    )
-    if worker.rank == 0:
-        for fold, head in enumerate(heads):
-            uris.write_bytes(uris.join(worker.uri, head_name(fold)), head_to_bytes(head))
+def file_of(kind: str, item: Shard | list[Shard]) -> str:
+    """The file that a pass writes last for a shard, or for a range of classes."""
+    if isinstance(item, Shard):
+        return f"{item.name}.parquet"
+    return class_arrays.file_name(kind, item[0].label_start)
 
 
-def out_of_fold(job: Job) -> OutOfFold:
-    return heads_of(job.folder, job.settings.row_folds, job.seed)
-
-
-def heads_of(folder: str, row_folds: int, seed: int) -> OutOfFold:
-    """The out-of-fold heads of a finished evidence stage."""
-    return OutOfFold(row_fold_heads(folder, row_folds), seed)
-
-
-def row_fold_heads(folder: str, folds: int) -> list[FrozenHead]:
-    """The heads of the folds of rows, as scoring takes them."""
-    contents = [uris.read_bytes(uris.join(folder, head_name(fold))) for fold in range(folds)]
-    return [head_from_bytes(content).frozen() for content in contents]
-
-
-def prototypes(job: Job) -> None:
-    """Mean feature of all images, then prototypes of classes: sums over shards, added up here."""
-    # Added in the order of the shards, so that rounding does not depend on which task was first.
+def centre_of(job: Job) -> np.ndarray:
+    """float32 [D]: mean feature of all images, added in the order of the shards: rounding is always the same."""
     parts: dict[int, np.ndarray] = dict(map_shards(feature_sum, list(job.features.shards), job))
     total_D = sum((parts[k] for k in sorted(parts)), np.zeros(job.features.width))
     centre_D = (total_D / max(job.features.num_images, 1)).astype(np.float32)
-    sums = ClassSums.zeros(job.num_classes, job.features.width)
-    found: dict[int, ClassSums] = dict(map_shards(sums_of_shard, list(job.features.shards), job, centre_D))
-    for position in sorted(found):
-        sums += found[position]
-    write_array(uris.join(job.folder, "centre.npy"), centre_D)
-    write_array(uris.join(job.folder, "prototypes.npy"), denoised_prototypes(sums))
-    write_array(uris.join(job.folder, "statistics.npy"), class_statistics(sums))
+    write_array(uris.join(job.folder, CENTRE), centre_D)
+    return centre_D
 
 
 def feature_sum(shard: Shard, job: Job) -> np.ndarray:
-    return job.features.read(shard).feature_ND.astype(np.float64).sum(axis=0)
+    return job.features.read(shard).feature_ND.sum(axis=0, dtype=np.float64)
 
 
-def compared(job: Job, feature_ND: np.ndarray) -> Compared:
-    """All classes when there are few; otherwise those whose mean references are nearest, and a sampled tail."""
+def range_means(shards: list[Shard], job: Job, references: str) -> None:
+    """Mean reference of each class of a range: what candidates are searched among."""
+    sets = references_stage.read(references, shards, job.features)
+    first = shards[0].label_start
+    mean_CD = np.zeros((shards[0].label_stop - first, job.features.width), np.float32)
+    mean_CD[sets.label_C - first] = unit(sets.mean_CD())
+    class_arrays.write_range(uris.join(job.folder, MEANS), MEANS, first, mean_CD)
+
+
+def candidates_among(job: Job) -> Any:
+    """What `nearest_classes` searches; None where every image is compared with all classes."""
     if job.num_classes <= job.settings.exact_classes:
-        return Compared(job.num_classes)
-    candidate_NM = nearest_classes(
-        feature_ND,
-        read_array(uris.join(job.folder, "means.npy")),
-        read_array(uris.join(job.folder, "means_label.npy")),
-        job.settings.candidates,
-    )
-    return Compared.candidates(candidate_NM, job.num_classes, tail=job.settings.tail, seed=job.seed)
+        return None
+    return shared_value(class_arrays.read_classes, uris.join(job.folder, MEANS), MEANS, job.num_classes)
 
 
-def nearest_classes(feature_ND: np.ndarray, mean_CD: np.ndarray, label_C: np.ndarray, most: int) -> np.ndarray:
-    """int64 [N, M]: the classes whose mean is most like each image, by cosine; -1 where there are fewer classes."""
+def nearest_classes(feature_ND: np.ndarray, mean_CD: np.ndarray, most: int) -> np.ndarray:
+    """int32 [N, M]: the classes whose mean is most like each image, by cosine; -1 where there are fewer classes."""
     import faiss
 
     faiss.omp_set_num_threads(1)
     index = faiss.IndexFlatIP(mean_CD.shape[1])
-    index.add(unit(mean_CD))
+    present_C = np.flatnonzero(np.einsum("cd,cd->c", mean_CD, mean_CD) > 0)
+    index.add(mean_CD[present_C])
     found_NM = index.search(unit(feature_ND), most)[1]
-    return np.where(found_NM >= 0, label_C[found_NM], -1)
+    return np.where(found_NM >= 0, present_C[found_NM], -1).astype(np.int32)
 
 
 def unit(vector_XD: np.ndarray) -> np.ndarray:
     return vector_XD / np.maximum(np.linalg.norm(vector_XD, axis=1, keepdims=True), 1e-12)
 
 
-def write_means(job: Job, references: str) -> None:
-    """Mean reference of each class, centred like the features: what candidates are searched among."""
-    sets = references_stage.read(references, job.features.class_ranges(), job.features.width)
-    write_array(uris.join(job.folder, "means.npy"), sets.mean_CD())
-    write_array(uris.join(job.folder, "means_label.npy"), sets.label_C)
+def compared(job: Job, candidate_NM: np.ndarray | None) -> Compared:
+    """All classes when there are few; otherwise those whose mean references are nearest, and a sampled tail."""
+    if candidate_NM is None:
+        return Compared(job.num_classes)
+    return Compared.candidates(candidate_NM, job.num_classes, tail=job.settings.tail, seed=job.seed)
 
 
-def sums_of_shard(shard: Shard, job: Job, centre_D: np.ndarray) -> ClassSums:
+def logit_shard(shard: Shard, job: Job, heads: OutOfFold, mean_CD: np.ndarray | None, centre_D: np.ndarray) -> None:
+    """What the out-of-fold heads say of a shard's images, and what they add to the prototypes."""
     features = job.features.read(shard)
     feature_ND = features.feature_ND.astype(np.float32)
+    candidate_NM = None
+    if mean_CD is not None:
+        candidate_NM = nearest_classes(feature_ND, mean_CD, job.settings.candidates)
+        write_array(uris.join(job.folder, CANDIDATES, f"{shard.name}.npy"), candidate_NM)
     class_N = features.label_N.astype(np.int64)
-    log_probability_N = own_log_probability(
-        out_of_fold(job), feature_ND, class_N, features.row_N, compared(job, feature_ND)
-    )
-    return class_sums(feature_ND, class_N, log_probability_N, centre_D)
-
-
-def image_shard(shard: Shard, job: Job) -> None:
-    features = job.features.read(shard)
-    feature_ND = features.feature_ND.astype(np.float32)
-    found = image_signals(
-        out_of_fold(job),
-        read_array(uris.join(job.folder, "prototypes.npy")),
-        feature_ND,
-        features.label_N.astype(np.int64),
-        features.row_N,
-        read_array(uris.join(job.folder, "centre.npy")),
-        compared(job, feature_ND),
-    )
+    found = logit_signals(heads, feature_ND, class_N, features.row_N, compared(job, candidate_NM))
+    sums = class_sums(feature_ND, class_N, found.signals["log_probability"], centre_D)
+    content = {"images": sums.images_C, "weight": sums.weight_C, "direction": sums.direction_CD, "first": sums.first}
+    uris.write_bytes(uris.join(job.folder, SUMS, f"{shard.name}.npz"), arrays.to_npz(content))
     columns: dict[str, Any] = {"row": features.row_N, "label": features.label_N} | found.signals
     columns |= {"best_other": found.best_other_N.astype(np.int32)}
     columns |= {"best_other_log_probability": found.best_other_log_probability_N}
-    write_table(uris.join(job.folder, "images", f"{shard.name}.parquet"), pa.table(columns))
+    write_table(uris.join(job.folder, LOGITS, f"{shard.name}.parquet"), pa.table(columns))
 
 
-def class_shard(shards: list[Shard], job: Job) -> None:
+def prototype_range(shards: list[Shard], job: Job) -> None:
+    """Prototypes and statistics of a range of classes, from the sums of all its parts in their order."""
+    first = shards[0].label_start
+    sums = ClassSums.zeros(shards[0].label_stop - first, job.features.width, first)
+    for shard in shards:
+        part = arrays.of_npz(uris.read_bytes(uris.join(job.folder, SUMS, f"{shard.name}.npz")))
+        if len(part["images"]):  # features of a whole shard may have been rejected
+            sums += ClassSums(part["images"], part["weight"], part["direction"], int(part["first"]))
+    class_arrays.write_range(uris.join(job.folder, STATISTICS), STATISTICS, first, class_statistics(sums))
+    class_arrays.write_range(uris.join(job.folder, PROTOTYPES), PROTOTYPES, first, denoised_prototypes(sums))
+
+
+def cosine_shard(shard: Shard, job: Job, prototype_CD: np.ndarray, centre_D: np.ndarray) -> None:
+    """IMAGE_SIGNALS of a shard: what the heads said of its images, and how near prototypes are."""
+    features = job.features.read(shard)
+    candidate_NM = None
+    if job.num_classes > job.settings.exact_classes:
+        candidate_NM = read_array(uris.join(job.folder, CANDIDATES, f"{shard.name}.npy"))
+    class_N = features.label_N.astype(np.int64)
+    feature_ND = features.feature_ND.astype(np.float32)
+    found = cosine_signals(prototype_CD, feature_ND, class_N, centre_D, compared(job, candidate_NM))
+    table = read_table(uris.join(job.folder, LOGITS, f"{shard.name}.parquet"))
+    for name, value_N in found.items():
+        table = table.append_column(name, pa.array(value_N, pa.float32()))
+    write_table(uris.join(job.folder, IMAGES, f"{shard.name}.parquet"), table)
+
+
+def class_shard(shards: list[Shard], job: Job, statistic_C2: np.ndarray) -> None:
     """The signals relative to the class, for all parts of a range of classes together."""
-    tables = [read_table(uris.join(job.folder, "images", f"{s.name}.parquet")) for s in shards]
+    tables = [read_table(uris.join(job.folder, IMAGES, f"{s.name}.parquet")) for s in shards]
     table = pa.concat_tables(tables)
     signals = {name: table[name].to_numpy() for name in table.column_names}
     found = class_signals(signals, signals["label"], signals["best_other"])
-    statistic_C2 = read_array(uris.join(job.folder, "statistics.npy"))
     found |= other_class_signals(statistic_C2, signals["label"], signals["best_other"])
     for name, value_N in found.items():
         table = table.append_column(name, pa.array(value_N, pa.float32()))
@@ -242,3 +234,9 @@ def class_shard(shards: list[Shard], job: Job) -> None:
     for shard, part in zip(shards, tables, strict=True):
         write_table(uris.join(job.folder, f"{shard.name}.parquet"), table.slice(start, part.num_rows))
         start += part.num_rows
+
+
+def read_prototypes(folder: str, num_classes: int) -> dict[str, np.ndarray]:
+    """What a finished stage knows of all classes: `centre`, `prototypes` and `statistics`."""
+    found = {name: class_arrays.read_classes(uris.join(folder, name), name, num_classes) for name in CLASS_ARRAYS}
+    return found | {"centre": read_array(uris.join(folder, CENTRE))}

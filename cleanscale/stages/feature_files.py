@@ -20,15 +20,17 @@ import pyarrow.parquet as pq
 from cleanscale import schema
 from cleanscale.datasets.fragments import read_fragment
 from cleanscale.datasets.rejects import Reason, feature_faults
+from cleanscale.engine.tasks import map_shards
 from cleanscale.maths.keyed_random import Purpose, hash_rows
 from cleanscale.maths.projection import Projection
-from cleanscale.stages.images import Request, requests_in_order, unreadable_reasons
-from cleanscale.stages.ingest import Ingested
+from cleanscale.stages.images import request, requests_in_order, unreadable_reasons
+from cleanscale.stages.ingest import REJECTED_LABEL, Ingested
 from cleanscale.storage import uris
 from cleanscale.storage.shards import Shard, part_of_rows
 from cleanscale.storage.tables import read_table, write_table
 
-SHARDS_OF_GROUPS = b"cleanscale.shards"
+GATHERED_SHARDS = 4  # that a task of the second pass holds at once
+GROUPS = b"cleanscale.groups"
 LARGEST = 65504.0  # of float16: what exceeds it would become infinite in the table
 
 
@@ -39,6 +41,13 @@ class RowFiles:
     folder: str
     data: Ingested
     shards: list[Shard]
+
+    def groups(self) -> list[list[Shard]]:
+        """Neighbouring shards that one task gathers together: each file is opened once for all of them."""
+        target = max(1, GATHERED_SHARDS * max((shard.rows for shard in self.shards), default=1))
+        group_S = np.cumsum([shard.rows for shard in self.shards]) // target
+        starts = np.flatnonzero(np.diff(group_S, prepend=-1))
+        return [self.shards[a:b] for a, b in zip(starts, [*starts[1:], len(self.shards)], strict=True)]
 
     def finished(self) -> np.ndarray:
         """int64: rows that an interrupted first pass has written."""
@@ -56,10 +65,13 @@ def fixed_size(feature_MD: np.ndarray) -> pa.FixedSizeListArray:
     return pa.FixedSizeListArray.from_arrays(flat, feature_MD.shape[1])
 
 
-def copy_features(request: Request, files: RowFiles) -> int:
-    """First pass for data that are features: read, check, write."""
-    row_M, fragments = request
+def copy_features(span: tuple[int, int], files: RowFiles) -> int:
+    """First pass for data that are features: read, check and write the accepted rows of a range."""
     data = files.data
+    row_M = span[0] + np.flatnonzero(data.label_range(*span) != REJECTED_LABEL)
+    if not len(row_M):
+        return 0
+    _, fragments = request(data.plan(), row_M)
     assert data.feature_width is not None
     tables = [t for f in fragments for t in read_fragment(f, data.settings, ("feature", "fault"), row_M)]
     table = pa.concat_tables(tables, promote_options="permissive")
@@ -69,7 +81,7 @@ def copy_features(request: Request, files: RowFiles) -> int:
     good = table.filter(pa.array(ok_M))["feature"].combine_chunks()
     feature_MD[ok_M] = np.asarray(pc.cast(good.flatten(), pa.float32())).reshape(-1, data.feature_width)
     columns = {"row": table["row"], "ok": ok_M, "reason": pa.array(reason_M, pa.string())}
-    return write_rows(files, pa.table(columns | {"feature": fixed_size(feature_MD)}))["rows"]
+    return write_rows(files, pa.table(columns | {"feature": fixed_size(feature_MD)}), span[0])["rows"]
 
 
 def feature_reasons(table: pa.Table, width: int) -> list[str | None]:
@@ -93,8 +105,11 @@ def feature_reasons(table: pa.Table, width: int) -> list[str | None]:
     return reason_M
 
 
-def write_rows(files: RowFiles, table: pa.Table) -> dict[str, Any]:
-    """One file of the first pass: a row group per class shard, named by its first row."""
+def write_rows(files: RowFiles, table: pa.Table, named: int | None = None) -> dict[str, Any]:
+    """One file of the first pass: a row group for the shards that are gathered together.
+
+    named: the row that its name says; the first one it holds, if not given.
+    """
     row_M = table["row"].to_numpy()
     first = int(row_M.min())
     label_M = files.data.label_range(first, int(row_M.max()) + 1)[row_M - first]
@@ -102,10 +117,12 @@ def write_rows(files: RowFiles, table: pa.Table) -> dict[str, Any]:
     shard_M = shards_of(files.shards, label_M, row_M)
     order_M = np.lexsort((row_M, label_M, shard_M))
     table, shard_M = table.take(pa.array(order_M)), shard_M[order_M]
-    present, start_S = np.unique(shard_M, return_index=True)
-    pieces = [table.slice(a, b - a) for a, b in zip(start_S, [*start_S[1:], len(shard_M)], strict=True)]
-    uri = uris.join(files.folder, f"{first:012d}.parquet")
-    write_table(uri, pieces, metadata={SHARDS_OF_GROUPS: ",".join(map(str, present))})
+    first_G = np.array([group[0].index for group in files.groups()])
+    group_M = first_G[np.searchsorted(first_G, shard_M, side="right") - 1]
+    present, start_G = np.unique(group_M, return_index=True)
+    pieces = [table.slice(a, b - a) for a, b in zip(start_G, [*start_G[1:], len(group_M)], strict=True)]
+    uri = uris.join(files.folder, file_name(first if named is None else named))
+    write_table(uri, pieces, metadata={GROUPS: ",".join(map(str, present))})
     return {"rows": len(row_M)}
 
 
@@ -118,32 +135,38 @@ def shards_of(shards: list[Shard], label_M: np.ndarray, row_M: np.ndarray) -> np
     return last_M - part_S[last_M] + part_of_rows(row_M, parts_S[last_M])
 
 
-def gather_shard(
-    shard: Shard, files: list[str], folder: str, width: int, projection: Projection | None
-) -> dict[str, Any]:
-    """Write one shard from the files of the first pass, projected where there is a projection.
+def file_name(first_row: int) -> str:
+    return f"{first_row:012d}.parquet"
+
+
+def gather_shards(
+    shards: list[Shard], files: list[str], folder: str, width: int, projection: Projection | None
+) -> list[dict[str, Any]]:
+    """Write a group of shards from the files of the first pass, projected where there is a projection.
 
     Files may overlap: a killed run's last writer can live on and write rows that the next run has cut otherwise.
     """
-    pieces = [piece for uri in files for piece in groups_of_shard(uri, shard.index)]
+    pieces = [piece for uri in files for piece in group_of_file(uri, shards[0].index)]
     if projection is not None:
         pieces, width = [projected(piece, projection) for piece in pieces], projection.width
     form = schema.features_schema(width)
     if pieces:
         table = pa.concat_tables(pieces)
-        table = (
-            table.filter(table["ok"])
-            .select(form.names)
-            .cast(form)
-            .sort_by([("label", "ascending"), ("row", "ascending")])
-        )
-        row_M = table["row"].to_numpy()
-        table = table.filter(pa.array(np.diff(row_M, prepend=-1) != 0))
+        table = table.filter(table["ok"]).select(form.names).cast(form)
+        row_M, label_M = table["row"].to_numpy(), table["label"].to_numpy()
+        shard_M = shards_of(shards, label_M, row_M)
+        order_M = np.lexsort((row_M, label_M, shard_M))
+        order_M = order_M[np.diff(row_M[order_M], prepend=-1) != 0]
+        shard_M = shard_M[order_M]
     else:
-        table = form.empty_table()
-    uri = uris.join(folder, f"{shard.name}.parquet")
-    size_bytes = write_table(uri, [table])
-    return shard.to_json() | {"file": f"{shard.name}.parquet", "rows": table.num_rows, "bytes": size_bytes}
+        table, order_M, shard_M = form.empty_table(), np.empty(0, int), np.empty(0, int)
+    written = []
+    for place, shard in enumerate(shards):
+        start, stop = np.searchsorted(shard_M, [place, place + 1])
+        part = table.take(pa.array(order_M[start:stop]))
+        size_bytes = write_table(uris.join(folder, f"{shard.name}.parquet"), [part])
+        written.append(shard.to_json() | {"file": f"{shard.name}.parquet", "rows": len(part), "bytes": size_bytes})
+    return written
 
 
 def projected(table: pa.Table, projection: Projection) -> pa.Table:
@@ -162,7 +185,7 @@ def sample_features(files: RowFiles, rows: int, seed: int) -> np.ndarray:
     """float32: about `rows` usable features, those with the smallest hashes of their rows: the same however cut."""
     share = rows / max(1, files.data.num_accepted)
     limit = np.uint64(min(1.0, share) * float(np.iinfo(np.uint64).max))
-    found = [sample_file(uri, seed, limit) for uri in files.files()]
+    found = [piece for _, piece in map_shards(sample_file, files.files(), seed, limit)]
     _, first_M = np.unique(np.concatenate([row for row, _ in found]), return_index=True)
     return np.concatenate([feature for _, feature in found])[first_M]
 
@@ -175,12 +198,13 @@ def sample_file(uri: str, seed: int, limit: np.uint64) -> tuple[np.ndarray, np.n
     return row_M[chosen_M], feature_matrix(table)[chosen_M]
 
 
-def groups_of_shard(uri: str, index: int) -> list[pa.Table]:
+def group_of_file(uri: str, first: int) -> list[pa.Table]:
+    """What a file holds for the shards that are gathered with shard `first`."""
     with uris.open_read(uri) as handle:
         file = pq.ParquetFile(handle)
         metadata = file.schema_arrow.metadata or {}
-        present = metadata[SHARDS_OF_GROUPS].decode().split(",")
-        return [file.read_row_group(g) for g, name in enumerate(present) if name == str(index)]
+        present = metadata[GROUPS].decode().split(",")
+        return [file.read_row_group(g) for g, name in enumerate(present) if name == str(first)]
 
 
 def rejected(files: RowFiles, block: int) -> pa.Table:

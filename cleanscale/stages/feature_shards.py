@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from cleanscale.storage import uris
 from cleanscale.storage.manifests import Manifest
+from cleanscale.storage.rows import empty_rows
 from cleanscale.storage.shards import Shard, deal
 from cleanscale.storage.tables import read_table
 
@@ -52,12 +54,37 @@ class FeatureShards:
         """Shards to training workers, about equally many images each."""
         return deal(list(self.shards), world)
 
-    def read(self, shard: Shard) -> Features:
-        return Features.of_table(read_table(uris.join(self.folder, f"{shard.name}.parquet")), self.width)
+    def read(self, shard: Shard, *, ids: bool = False) -> Features:
+        """The features of a shard; of their ids only who writes tables wants to know."""
+        columns = ["row", "label", "feature", *(["id"] if ids else [])]
+        return Features.of_table(read_table(uris.join(self.folder, f"{shard.name}.parquet"), columns), self.width)
 
-    def read_all(self, shards: list[Shard]) -> Features:
-        """By label and row: what trains on it must not depend on how classes were cut into shards."""
-        return Features.concatenate([self.read(s) for s in shards], self.width).ordered()
+    def read_all(self, shards: list[Shard], scratch: str | None = None) -> Features:
+        """By label and row: what trains on it must not depend on how classes were cut into shards.
+
+        More than fits in memory lies in a file of this node, in the folder `scratch`, and is read as it is asked for.
+        """
+        row_N, label_N = self.rows_and_labels(shards)
+        order_N = np.lexsort((row_N, label_N))
+        feature_ND = empty_rows(len(row_N), self.width, np.float16, scratch)
+        in_order = bool((np.diff(order_N) == 1).all())
+        place_N = None if in_order else np.argsort(order_N)
+        start = 0
+        for shard in shards:
+            part_XD = self.read(shard).feature_ND
+            here = slice(start, start + len(part_XD))
+            feature_ND[here if place_N is None else place_N[here]] = part_XD
+            start = here.stop
+        return Features(row_N[order_N], label_N[order_N], feature_ND)
+
+    def rows_and_labels(self, shards: list[Shard]) -> tuple[np.ndarray, np.ndarray]:
+        """(int64 rows, int32 labels) of these shards, one after the other."""
+        files = [uris.join(self.folder, f"{shard.name}.parquet") for shard in shards]
+        tables = [read_table(file, ["row", "label"]) for file in files]
+        return tuple(
+            np.concatenate([np.empty(0, kind), *(t[name].to_numpy() for t in tables)])
+            for name, kind in (("row", np.int64), ("label", np.int32))
+        )  # pyright: ignore[reportReturnType]
 
 
 @dataclass(frozen=True)
@@ -66,44 +93,34 @@ class Features:
 
     row_N: np.ndarray
     label_N: np.ndarray
-    feature_ND: np.ndarray  # float16, as stored
-    id_N: pa.ChunkedArray
+    feature_ND: Any  # float16, as stored: an array, or `storage.rows.MappedRows` of very many
+    id_N: pa.ChunkedArray | None = None  # where they were asked for
 
     @classmethod
     def of_table(cls, table: pa.Table, width: int) -> Features:
         flat = pa.chunked_array([c.flatten() for c in table["feature"].chunks], pa.float16())
-        feature_ND = flat.to_numpy().reshape(-1, width)
-        return cls(table["row"].to_numpy(), table["label"].to_numpy(), feature_ND, table["id"])
+        id_N = table["id"] if "id" in table.column_names else None
+        return cls(table["row"].to_numpy(), table["label"].to_numpy(), flat.to_numpy().reshape(-1, width), id_N)
 
     @classmethod
     def empty(cls, width: int) -> Features:
         nothing = np.empty(0, np.int64)
-        return cls(
-            nothing, nothing.astype(np.int32), np.empty((0, width), np.float16), pa.chunked_array([[]], pa.string())
-        )
+        return cls(nothing, nothing.astype(np.int32), np.empty((0, width), np.float16))
 
     @classmethod
     def concatenate(cls, pieces: list[Features], width: int) -> Features:
+        """Few of them, in memory and without ids."""
         pieces = pieces or [cls.empty(width)]
-        return cls(
-            np.concatenate([p.row_N for p in pieces]),
-            np.concatenate([p.label_N for p in pieces]),
-            np.concatenate([p.feature_ND for p in pieces]),
-            pa.chunked_array([c for p in pieces for c in p.id_N.chunks], pa.string()),
-        )
+        names = ("row_N", "label_N", "feature_ND")
+        return cls(*(np.concatenate([getattr(p, name) for p in pieces]) for name in names))
 
     def take(self, mask_N: np.ndarray) -> Features:
-        return Features(
-            self.row_N[mask_N], self.label_N[mask_N], self.feature_ND[mask_N], self.id_N.filter(pa.array(mask_N))
-        )
+        return Features(self.row_N[mask_N], self.label_N[mask_N], self.feature_ND[mask_N])
 
     def ordered(self) -> Features:
         """By label and row; only the parts of a huge class come in another order."""
         order_N = np.lexsort((self.row_N, self.label_N))
-        if (np.diff(order_N) == 1).all():
-            return self
-        columns = (self.row_N[order_N], self.label_N[order_N], self.feature_ND[order_N])
-        return Features(*columns, self.id_N.take(pa.array(order_N)))
+        return self if (np.diff(order_N) == 1).all() else self.take(order_N)
 
     def __len__(self) -> int:
         return len(self.row_N)

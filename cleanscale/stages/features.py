@@ -24,7 +24,8 @@ from cleanscale.stages.extractor import Extractor
 from cleanscale.stages.feature_files import (
     RowFiles,
     copy_features,
-    gather_shard,
+    file_name,
+    gather_shards,
     rejected,
     sample_features,
     write_rows,
@@ -41,6 +42,7 @@ from cleanscale.storage.tables import write_table
 from cleanscale.training.transforms import AugmentationSettings
 
 BLOCK_IMAGES = 256
+COPIED_BYTES = 64 << 20  # of features that the user brings, in a file of the first pass
 FIT, PROJECTION, SAMPLE_ROWS = "fit", "projection.npy", 16_384
 
 
@@ -79,9 +81,11 @@ def run(
         place.timed("features", data.num_accepted, folder=folder),
         place.progress.step(name, data.num_accepted) as step,
     ):
-        missing_N = np.setdiff1d(data.accepted_rows(), files.finished(), assume_unique=True)
-        step.advance(data.num_accepted - len(missing_N))
-        for done in first_pass(place, files, settings, augmentation, classifier[0] if classifier else None, missing_N):
+        if classifier is None:
+            passed = copy_pass(files, settings)
+        else:
+            passed = extraction_pass(place, files, settings, augmentation, classifier[0])
+        for done in passed:
             step.advance(done)
         project = make_projection(stage.path(PROJECTION), files, projection, settings.dimensions, width, place.seed)
         written = second_pass(place, files, folder, width, project)
@@ -119,29 +123,36 @@ def feature_width(data: Ingested, classifier: tuple[str, str] | None) -> int:
     return classifier_stage.load(classifier[0]).backbone.width
 
 
-def first_pass(
-    place: Place,
-    files: RowFiles,
-    settings: FeaturesSettings,
-    augmentation: AugmentationSettings,
-    backbone: str | None,
-    missing_N: np.ndarray,
+def copy_pass(files: RowFiles, settings: FeaturesSettings) -> Iterator[int]:
+    """First pass for data that are features, in ranges of rows that are always cut alike. Yields rows as written."""
+    data = files.data
+    assert data.feature_width is not None
+    longest = max(BLOCK_IMAGES, COPIED_BYTES // (2 * data.feature_width))
+    length = settings.rows_per_file or min(longest, max(4 * BLOCK_IMAGES, -(-data.num_rows // 16)))
+    ranges = [(start, min(start + length, data.num_rows)) for start in range(0, data.num_rows, length)]
+    there = {file.path for file in uris.list_files(files.folder, (".parquet",), missing_is_error=False)}
+    missing = [span for span in ranges if file_name(span[0]) not in there]
+    yield data.num_accepted if not missing else 0
+    for _, rows in map_shards(copy_features, missing, files):
+        yield rows
+
+
+def extraction_pass(
+    place: Place, files: RowFiles, settings: FeaturesSettings, augmentation: AugmentationSettings, backbone: str
 ) -> Iterator[int]:
-    """Yield the number of rows of each file as it is written."""
+    """First pass for images: the backbone over those that an interrupted run has left. Yields rows as written."""
+    data = files.data
+    missing_N = np.setdiff1d(data.accepted_rows(), files.finished(), assume_unique=True)
+    yield data.num_accepted - len(missing_N)
     if not len(missing_N):
         return
-    plan = files.data.plan()
-    rows_per_file = settings.rows_per_file or default_rows_per_file(files.data.num_rows)
-    if backbone is None:
-        for _, done in map_shards(copy_features, requests_in_order(plan, missing_N, rows_per_file), files):
-            yield done
-        return
-    images = Images(files.data.settings, augmentation, classifier_stage.load(backbone).backbone.image_size, place.seed)
+    images = Images(data.settings, augmentation, classifier_stage.load(backbone).backbone.image_size, place.seed)
+    requests = requests_in_order(data.plan(), missing_N, BLOCK_IMAGES)
     written = through_actors(
-        stream(requests_in_order(plan, missing_N, BLOCK_IMAGES), images.evaluation, num_cpus=decode_cpus()),
+        stream(requests, images.evaluation, num_cpus=decode_cpus()),
         Extractor,
         {"classifier": backbone, "batch_size": settings.batch_size, "use_gpu": place.engine.use_gpu},
-        rows_per_write=rows_per_file,
+        rows_per_write=settings.rows_per_file or default_rows_per_file(data.num_rows),
         write=partial(write_rows, files),
         settings=place.engine,
     )
@@ -176,10 +187,12 @@ def load_projection(folder: str | None) -> Projection | None:
 def second_pass(
     place: Place, files: RowFiles, folder: str, width: int, projection: Projection | None
 ) -> list[dict[str, Any]]:
-    """A task per class shard gathers it from all files of the first pass."""
+    """A task gathers a few class shards from all files of the first pass."""
     written: list[dict[str, Any]] = [{} for _ in files.shards]
+    groups = files.groups()
     with place.progress.step("features by class", len(files.shards), "shards") as step:
-        for position, shard in map_shards(gather_shard, files.shards, files.files(), folder, width, projection):
-            written[position] = shard
-            step.advance(1)
+        for position, made in map_shards(gather_shards, groups, files.files(), folder, width, projection):
+            for shard in made:
+                written[shard["index"]] = shard
+            step.advance(len(groups[position]))
     return written

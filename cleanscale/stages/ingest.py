@@ -55,6 +55,7 @@ class Ingested:
     parts: tuple[tuple[int, int], ...]  # row ranges of the part files
     feature_width: int | None
     plan_uri: str
+    has_true_labels: bool = True
 
     def plan(self) -> Plan:
         return Plan.from_json(json.loads(uris.read_bytes(self.plan_uri)))
@@ -76,8 +77,8 @@ class Ingested:
 
     def class_counts(self) -> tuple[np.ndarray, np.ndarray]:
         """(labels that occur, sorted; accepted images of each)."""
-        label_N = self.labels()
-        return np.unique(label_N[label_N != REJECTED_LABEL], return_counts=True)
+        count_C = np.bincount(self.labels() + 1, minlength=self.num_classes + 1)[1:]  # the rejected ones count at 0
+        return np.flatnonzero(count_C), count_C[count_C > 0]
 
     def verification(self) -> pa.Table:
         """row, label, verified (1 or 0), verified_label (-1 when not said); sorted by row."""
@@ -298,6 +299,7 @@ def gather(path: Any, plan: Plan, parts: list[dict[str, Any]], label_map: LabelM
         "num_rows": plan.num_rows,
         "num_accepted": accepted,
         "num_classes": int(label_map.id_bound),
+        "has_true_labels": bool((true_label_N != TRUTH_NOT_GIVEN).any()),
         "parts": [part["range"] for part in parts],
         "feature_width": plan.feature_width if features else None,
     }

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from cleanscale.detectors import DETECTORS, Evidence
+from cleanscale.engine.tasks import shared_value
 from cleanscale.maths.class_embeddings import ClassEmbeddings, cosine
 from cleanscale.stages import class_index as class_index_stage
 from cleanscale.stages import cleannet as cleannet_stage
@@ -56,17 +58,24 @@ class JudgedShard:
     classes: ClassEmbeddings | None
 
     @classmethod
-    def read(cls, shard: Shard, sources: Sources) -> JudgedShard:
-        features = sources.features.read(shard)
+    def read(
+        cls, shard: Shard, sources: Sources, classes: ClassEmbeddings | None, row_V: np.ndarray | None = None
+    ) -> JudgedShard:
+        """classes: of all classes, where there is CleanNet. row_V: only those of these rows that are in the shard."""
+        features = sources.features.read(shard, ids=row_V is None)
         table = read_table(uris.join(sources.evidence, f"{shard.name}.parquet"))
+        chosen = np.arange(len(features)) if row_V is None else np.flatnonzero(np.isin(features.row_N, row_V))
+        mean_CD, position_N = mean_references(shard, sources, features)
+        if row_V is not None:
+            features, position_N = features.take(chosen), position_N[chosen]
         table = table.take(pa.array(places(table["row"].to_numpy(), features.row_N)))
         signals = {n: table[n].to_numpy() for n in table.column_names if n not in NOT_SIGNALS}
-        classes, query_NE = None, np.empty((len(features), 0), np.float32)
-        if sources.cleannet is not None and sources.class_index is not None:
-            classes = class_index_stage.read(sources.class_index)
-            query_NE = query_embeddings(cleannet_stage.load(sources.cleannet), features.feature_ND.astype(np.float32))
+        feature_ND = features.feature_ND.astype(np.float32)
+        query_NE = np.empty((len(features), 0), np.float32)
+        if sources.cleannet is not None and classes is not None:
+            query_NE = query_embeddings(cleannet_stage.load(sources.cleannet), feature_ND)
             signals["cleannet_cosine"] = cosine(query_NE, classes.of(features.label_N))
-        signals["reference_cosine"] = reference_cosine(shard, sources, features)
+        signals["reference_cosine"] = cosine_to_means(feature_ND, mean_CD, position_N)
         for folder in sources.signals.values():
             signals |= stored_signals(uris.join(folder, f"{shard.name}.parquet"), features.row_N)
         evidence = Evidence(features.row_N, features.label_N, signals)
@@ -92,16 +101,22 @@ def stored_signals(uri: str, row_N: np.ndarray) -> dict[str, np.ndarray]:
     return {name: table[name].to_numpy() for name in table.column_names if name != "row"}
 
 
-def evidence_of_rows(shard: Shard, sources: Sources, row_V: np.ndarray) -> Evidence:
+def evidence_of_rows(
+    shard: Shard, sources: Sources, row_V: np.ndarray, classes: ClassEmbeddings | None = None
+) -> Evidence:
     """Evidence of those of these rows that are in the shard."""
-    evidence = JudgedShard.read(shard, sources).evidence
-    return evidence.select(np.isin(evidence.row_N, row_V))
+    return JudgedShard.read(shard, sources, classes, row_V).evidence
+
+
+def shared_classes(sources: Sources) -> Any:
+    """All class embeddings, once on each node, for tasks that judge; None without CleanNet."""
+    return None if sources.class_index is None else shared_value(class_index_stage.read, sources.class_index)
 
 
 def published_evidence(features: Features, shard: Shard, sources: Sources) -> Evidence:
     """Cosines by CleanNet as published."""
     assert sources.published is not None
-    references = references_stage.read(sources.references, [[shard]], sources.features.width)
+    references = references_stage.of_shard(sources.references, shard, features)
     model = cleannet_stage.load(sources.published)
     cosine_N = relevance(model, references, features.feature_ND.astype(np.float32), features.label_N)
     return Evidence(features.row_N, features.label_N, {"cleannet_cosine": cosine_N})
@@ -119,10 +134,14 @@ def places(row_M: np.ndarray, row_N: np.ndarray) -> np.ndarray:
     return order_M[np.searchsorted(row_M[order_M], row_N)]
 
 
-def reference_cosine(shard: Shard, sources: Sources, features: Features) -> np.ndarray:
+def mean_references(shard: Shard, sources: Sources, features: Features) -> tuple[np.ndarray, np.ndarray]:
+    """(mean reference of each class of the shard [C, D], the place of each image's class among them [N])."""
+    references = references_stage.of_shard(sources.references, shard, features)
+    return references.mean_CD(), references.position(features.label_N)
+
+
+def cosine_to_means(feature_ND: np.ndarray, mean_CD: np.ndarray, position_N: np.ndarray) -> np.ndarray:
     """Average baseline: cosine of each image's feature to the mean reference of its class."""
-    references = references_stage.read(sources.references, [[shard]], sources.features.width)
-    mean_ND = references.mean_CD()[references.position(features.label_N)]
-    feature_ND = features.feature_ND.astype(np.float32)
-    lengths_N = np.linalg.norm(mean_ND, axis=1) * np.linalg.norm(feature_ND, axis=1)
-    return (np.einsum("nd,nd->n", mean_ND, feature_ND) / np.maximum(lengths_N, 1e-12)).astype(np.float32)
+    cosine_N = np.einsum("nd,nd->n", mean_CD[position_N], feature_ND)
+    lengths_N = np.linalg.norm(mean_CD, axis=1)[position_N] * np.linalg.norm(feature_ND, axis=1)
+    return (cosine_N / np.maximum(lengths_N, 1e-12)).astype(np.float32)

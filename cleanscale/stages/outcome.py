@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from cleanscale.engine.tasks import map_shards
 from cleanscale.reporting.terminal import Summary
 from cleanscale.stages import evaluate, overview
 from cleanscale.stages.feature_shards import FeatureShards
@@ -42,7 +43,7 @@ def run(
     predicted: of each classifier so far, on the test set. parts: the inputs that there are (train, test, clean).
     earlier: the outcome when this judgement was new; None when it is new now.
     """
-    judged = evaluate.judgements(relevance, features, data)
+    judged = evaluate.judgements(relevance, features, data, settings.images, place.seed)
     known = earlier.metrics if earlier else None
     numbers = evaluate.metrics(place, settings, judged, predicted, detector, earlier=known)
     if earlier is None:
@@ -88,11 +89,15 @@ def measurements(place: Place, newest_round: int) -> dict[str, Any]:
 def publish_relevance(place: Place, relevance: str, features: FeatureShards) -> None:
     """The newest relevance table in relevance/: the product, flat. Files of an older one go last."""
     names = [f"{shard.name}.parquet" for shard in features.shards]
-    for name in names:
-        uris.write_bytes(place.path("relevance", name), uris.read_bytes(uris.join(relevance, name)))
+    for _ in map_shards(copy_file, names, relevance, place.path("relevance")):
+        pass
     for file in uris.list_files(place.path("relevance"), (".parquet",)):
         if file.path not in names:
             uris.remove_tree(file.uri)
+
+
+def copy_file(name: str, source: str, target: str) -> None:
+    uris.write_bytes(uris.join(target, name), uris.read_bytes(uris.join(source, name)))
 
 
 def gather_rejected(place: Place, parts: Sequence[str]) -> dict[str, int]:

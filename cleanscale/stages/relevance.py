@@ -17,6 +17,7 @@ import pyarrow as pa
 from cleanscale import schema
 from cleanscale.detectors import DETECTORS, Decision, Evidence
 from cleanscale.engine.tasks import map_shards
+from cleanscale.maths.class_embeddings import ClassEmbeddings
 from cleanscale.stages import cleannet as cleannet_stage
 from cleanscale.stages.judged_shard import (
     JudgedShard,
@@ -24,6 +25,7 @@ from cleanscale.stages.judged_shard import (
     crossfitted_cosines,
     evidence_of_rows,
     published_evidence,
+    shared_classes,
 )
 from cleanscale.stages.place import Place
 from cleanscale.stages.settings import DetectorSettings, TreatmentSettings
@@ -31,7 +33,7 @@ from cleanscale.storage import uris
 from cleanscale.storage.arrays import scatter, write_array
 from cleanscale.storage.manifests import Manifest, open_stage, write_json
 from cleanscale.storage.shards import Shard
-from cleanscale.storage.tables import write_table
+from cleanscale.storage.tables import read_table, write_table
 from cleanscale.treatments import TREATMENTS, Judged
 
 WEIGHTS, DETECTORS_FILE = "weights.npy", "detectors.json"
@@ -77,27 +79,29 @@ def run(
     job = Job(sources, verification, settings, treatment, place.seed, folder)
     images = sources.features.num_images
     with place.timed("relevance", images, folder=folder), place.progress.step("relevance", images) as step:
-        evidence, verified_N = verified_evidence(sources, verification)
+        classes = shared_classes(sources)
+        evidence, verified_N = verified_evidence(sources, verification, classes)
         fitted = fit_detectors(job, evidence, verified_N, class_folds)
         write_json(stage.path(DETECTORS_FILE), {name: f.to_dict() for name, f in fitted.items()})
         shards = list(sources.features.shards)
-        weights: list[Any] = [None] * len(shards)
-        for position, weight in map_shards(judge_shard, shards, job):
-            weights[position] = weight
+        for position, _ in map_shards(judge_shard, shards, job, classes):
             step.advance(shards[position].rows)
-        write_array(stage.path(WEIGHTS), scatter(num_rows, weights, 0.0, np.float32))
+        for _ in map_shards(gather_weights, [num_rows], job):
+            pass
     return stage.finish([{"file": f"{s.name}.parquet", "rows": s.rows} for s in shards])
 
 
-def verified_evidence(sources: Sources, verification: pa.Table, each: Any = map_shards) -> tuple[Evidence, np.ndarray]:
+def verified_evidence(
+    sources: Sources, verification: pa.Table, classes: Any, each: Any = map_shards
+) -> tuple[Evidence, np.ndarray]:
     """Evidence of verified images, with cosines of CleanNets that saw no verification label of their class.
 
-    each: what goes through the shards, as `map_shards` does.
+    classes: of `shared_classes`, or what it stands for. each: what goes through the shards, as `map_shards` does.
     """
     row_V = verification["row"].to_numpy()
     label_V = verification["label"].to_numpy()
     wanted = [s for s in sources.features.shards if s.contains(label_V, row_V).any()]
-    found: dict[int, Evidence] = dict(each(evidence_of_rows, wanted, sources, np.sort(row_V)))
+    found: dict[int, Evidence] = dict(each(evidence_of_rows, wanted, sources, np.sort(row_V), classes))
     pieces = [found[k] for k in sorted(found)]
     if not pieces:
         nothing = np.empty(0, np.int64)
@@ -125,9 +129,9 @@ def fit_detectors(job: Job, evidence: Evidence, verified_N: np.ndarray, class_fo
     return fitted
 
 
-def judge_shard(shard: Shard, job: Job) -> tuple[np.ndarray, np.ndarray]:
-    """Write the shard's relevance table and what every detector decided; returns (rows, weights)."""
-    known = JudgedShard.read(shard, job.sources)
+def judge_shard(shard: Shard, job: Job, classes: ClassEmbeddings | None) -> None:
+    """Write the shard's relevance table and what every detector decided."""
+    known = JudgedShard.read(shard, job.sources, classes)
     fitted = json.loads(uris.read_bytes(uris.join(job.folder, DETECTORS_FILE)))
     decisions: dict[str, Decision] = {}
     for name, values in fitted.items():
@@ -145,7 +149,14 @@ def judge_shard(shard: Shard, job: Job) -> tuple[np.ndarray, np.ndarray]:
         if decision.probability_correct_N is not None:
             columns[f"{name}.probability"] = decision.probability_correct_N
     write_table(uris.join(job.folder, "decisions", f"{shard.name}.parquet"), pa.table(columns))
-    return known.features.row_N, judged["weight"].to_numpy()
+
+
+def gather_weights(num_rows: int, job: Job) -> None:
+    """Weights by row, which is how they come back to the images; in a task, where they may take some memory."""
+    files = [uris.join(job.folder, f"{shard.name}.parquet") for shard in job.sources.features.shards]
+    tables = (read_table(file, ["row", "weight"]) for file in files)
+    weights = ((table["row"].to_numpy(), table["weight"].to_numpy()) for table in tables)
+    write_array(uris.join(job.folder, WEIGHTS), scatter(num_rows, weights, 0.0, np.float32))
 
 
 def with_delta(settings: DetectorSettings, decision: Decision) -> Decision:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -116,12 +116,6 @@ class TreatmentSettings(BaseModel):
         """On the command line `none` unsets a setting; here it is one of the names."""
         return "none" if name is None else name
 
-    @field_validator("name", mode="before")
-    @classmethod
-    def _none_is_a_name(cls, name: Any) -> Any:
-        """On the command line `none` unsets a setting; here it is one of the names."""
-        return "none" if name is None else name
-
 
 class EvaluateSettings(BaseModel):
     """What is measured at the end, and how surely."""
@@ -129,5 +123,10 @@ class EvaluateSettings(BaseModel):
     model_config = FROZEN
 
     resamples: int = Field(1000, ge=20, description="Bootstrap resamples behind the 95 % intervals.")
+    images: int = Field(
+        2_000_000,
+        ge=1,
+        description="Images with a true label that are evaluated at most; of more, whole classes drawn.",
+    )
     figures: bool = Field(True, description="Draw the figures and contact sheets.")
     sheet_images: int = Field(48, ge=1, le=400, description="Pictures on the sheet of the images most surely wrong.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from numpy.lib import format as npy
@@ -22,6 +22,18 @@ def write_array(uri: str, values: np.ndarray) -> None:
 
 def read_array(uri: str) -> np.ndarray:
     return np.load(io.BytesIO(uris.read_bytes(uri)), allow_pickle=False)
+
+
+def to_npz(arrays: Mapping[str, np.ndarray | int]) -> bytes:
+    """Some arrays and numbers as one file."""
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)  # pyright: ignore[reportArgumentType]
+    return buffer.getvalue()
+
+
+def of_npz(content: bytes) -> dict[str, np.ndarray]:
+    with np.load(io.BytesIO(content)) as found:
+        return {name: found[name] for name in found.files}
 
 
 def read_range(uri: str, start: int, stop: int) -> np.ndarray:

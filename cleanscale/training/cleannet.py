@@ -133,7 +133,8 @@ def _moments(feature_ND: np.ndarray, verified_N: np.ndarray, workers: Collective
 def _components(model: CleanNet, feature_ND: np.ndarray, most: int, workers: Collectives) -> torch.Tensor:
     """[X, D] leading principal components of transformed features; of each worker some 8,000 images have a say."""
     width = feature_ND.shape[1]
-    sample_XD = model.transformed(torch.from_numpy(np.asarray(feature_ND[:: max(1, len(feature_ND) // 8_192)])))
+    every = np.arange(0, len(feature_ND), max(1, len(feature_ND) // 8_192))
+    sample_XD = model.transformed(torch.from_numpy(np.asarray(feature_ND[every], np.float32)))
     square_DD = workers.sum((sample_XD.T @ sample_XD).double())
     sum_D = workers.sum(sample_XD.sum(dim=0).double())
     count = workers.sum(torch.tensor(float(len(sample_XD)), dtype=torch.float64)).clamp_min(1)
@@ -255,13 +256,14 @@ def relevance(
     model: CleanNet, references: ReferenceSets, feature_ND: np.ndarray, label_N: np.ndarray, *, batch: int = 8192
 ) -> np.ndarray:
     """float32 [N] in [-1, 1]: cosine of each image to the class embedding of its label; NaN without references."""
+    references = references.select(label_N)
     class_CE = class_embeddings(model, references)
     position_N = references.position(label_N)
     cosine_N = np.full(len(position_N), np.nan, np.float32)
     known_N = np.flatnonzero(position_N >= 0)
     for first in range(0, len(known_N), batch):
         images = known_N[first : first + batch]
-        query_XE = query_embeddings(model, feature_ND[images], batch=batch)
+        query_XE = query_embeddings(model, np.asarray(feature_ND[images], np.float32), batch=batch)
         cosine_N[images] = np.einsum("xe,xe->x", query_XE, class_CE[position_N[images]]).clip(-1, 1)
     return cosine_N
 
@@ -301,7 +303,11 @@ def cross_fitted_relevance(
     verified_N = np.asarray(verified_N)
     cosine_N = np.full(len(verified_N), np.nan, np.float32)
 
+    seen_V = np.flatnonzero(verified_N != UNSEEN)
     done = 0
+
+    def cosines_of(model: CleanNet, at_X: np.ndarray) -> np.ndarray:
+        return relevance(model, references, feature_ND[at_X], np.asarray(label_N)[at_X])
 
     def fitted(seen_N: np.ndarray, start: CleanNet | None, steps: int, on_model: OnModel | None = None) -> CleanNet:
         nonlocal done
@@ -323,10 +329,9 @@ def cross_fitted_relevance(
 
     def look(step: int, model: CleanNet) -> None:
         if on_cosines is not None and step % cosines_every == 0:
-            seen_N = verified_N != UNSEEN
             now_N = np.full(len(verified_N), np.nan, np.float32)
             model.eval()  # which draws nothing: training goes on as if nobody had looked
-            now_N[seen_N] = relevance(model, references, feature_ND[seen_N], np.asarray(label_N)[seen_N])
+            now_N[seen_V] = cosines_of(model, seen_V)
             model.train()
             on_cosines(step, now_N)
 
@@ -336,15 +341,14 @@ def cross_fitted_relevance(
     verified_C = np.unique(np.asarray(label_N)[verified_N != UNSEEN])
     if len(verified_C) < 2:  # nothing to leave out: the start saw no label, and otherwise there is no cosine
         if start is not None:
-            seen_N = verified_N != UNSEEN
-            cosine_N[seen_N] = relevance(start, references, feature_ND[seen_N], np.asarray(label_N)[seen_N])
+            cosine_N[seen_V] = cosines_of(start, seen_V)
         return CrossFitted(cosine_N, fitted(verified_N, start, settings.steps))
     fold_C = folds_of_classes(seed, verified_C, min(settings.class_folds, len(verified_C)))
     fold_N = fold_C[np.minimum(np.searchsorted(verified_C, label_N), len(verified_C) - 1)]
     for fold in np.unique(fold_C):
         left_N = (verified_N != UNSEEN) & (fold_N == fold)
         model = fitted(np.where(left_N, UNSEEN, verified_N), start, settings.steps)
-        cosine_N[left_N] = relevance(model, references, feature_ND[left_N], np.asarray(label_N)[left_N])
+        cosine_N[left_N] = cosines_of(model, np.flatnonzero(left_N))
         if on_cosines is not None:
             on_cosines(done, cosine_N.copy())
     return CrossFitted(cosine_N, fitted(verified_N, start, settings.steps))

@@ -62,11 +62,11 @@ class HeadSettings(BaseModel):
         if sharded and self.label_smoothing:
             raise ConfigError(
                 f"--heads.label_smoothing is {self.label_smoothing} and the head of {num_classes} classes is sharded; "
-                "expected 0, since a share for every class would touch every row; leave it out or use --heads.sharded off"
+                "expected 0, since a share for every class would touch every row; leave it out, or --heads.sharded off"
             )
         defaults = SHARDED if sharded else DENSE
         given = {name: value for name, value in self.model_dump().items() if value is not None}
-        return HeadPlan(**(defaults | given | {"sharded": "on" if sharded else "off"}))
+        return HeadPlan.model_validate(defaults | given | {"sharded": "on" if sharded else "off"})
 
     def relevant(self, num_classes: int) -> dict[str, Any]:
         """The settings that change the result for so many classes: what a stage is made from."""

@@ -10,10 +10,8 @@ some images best when each of them is taken out of the mean of its own class.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from cleanscale.models.heads import Layers
@@ -163,9 +161,7 @@ def _best_scale(
     return SCALES[int(loss_SB[:, used_B].mean(1).argmin())] if used_B.any() else 1.0
 
 
-def _probed(
-    layers: Layers, data: StreamedFeatures, together: Collectives
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _probed(layers: Layers, data: StreamedFeatures, together: Collectives) -> tuple[torch.Tensor, torch.Tensor]:
     """(embeddings, targets) of evenly spaced images of all workers."""
     most = -(-PROBED_IMAGES // together.world)
     device = layers.mean_D.device
@@ -179,8 +175,3 @@ def _probed(
         start = stop
     embedded_BH, target_B = together.gather(embedded_BH), together.gather(target_B)
     return embedded_BH[target_B >= 0], target_B[target_B >= 0]
-
-
-def blocks_of(position_X: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    """Pieces of `size` positions."""
-    return (position_X[start : start + size] for start in range(0, len(position_X), size))

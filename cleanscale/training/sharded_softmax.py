@@ -7,7 +7,7 @@ of the target are reduced over workers, and so is the gradient of the embeddings
 - exact: the worker's classes in chunks, each chunk's logits made twice, its rows updated before the next chunk's;
 - sampled: the targets of the batch and their hard negatives (each for sure), and classes drawn evenly from the others,
   each of which stands for as many as it was drawn from: its logit gets the log of that number, so that the sum of
-  exponentials, given the targets, is without bias. (Jean et al. 2015, section 3; An et al. 2022 keep the targets alike.)
+  exponentials, given the targets, is without bias. (Jean et al. 2015, section 3; An et al. 2022 keep targets alike.)
 
 # B images of all workers, H embedding width, C classes, R rows of this worker, K classes of a block, T targets an image
 """
@@ -55,7 +55,7 @@ class Gathered(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Some of the worker's rows: which, the log of how many classes each stands for, and where targets are among them."""
+    """Some of the worker's rows: which, log of how many classes each stands for, where targets are among them."""
 
     rows: slice | torch.Tensor
     log_count_K: torch.Tensor | None

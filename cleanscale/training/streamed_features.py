@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -51,11 +52,9 @@ class StreamedFeatures:
             return low + np.flatnonzero(self.used_N[low:high])
         return np.flatnonzero(self.used_N & (self.target_N >= first) & (self.target_N < stop))
 
-    @property
+    @cached_property
     def _in_order(self) -> bool:
-        if not hasattr(self, "_ordered"):
-            self._ordered = bool((self.target_N[1:] >= self.target_N[:-1]).all())
-        return self._ordered
+        return bool((self.target_N[1:] >= self.target_N[:-1]).all())
 
     def batches(self, batch: int, steps: int, seed: int, epoch: int) -> Iterator[Piece]:
         """`steps` batches of one epoch, in windows; those at the end may be short or empty."""

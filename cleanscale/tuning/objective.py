@@ -96,11 +96,13 @@ def _stored(
             continue
         own = features.read(shard)
         mine_N = np.isin(own.row_N, row_V)
-        own = own.take(mine_N)
-        rows.append(own.row_N)
         if REFERENCE_COSINE in wanted:
             sources = Sources(features, references, None, None, "")
-            found[REFERENCE_COSINE].append(judged_shard.reference_cosine(shard, sources, own))
+            mean_CD, position_N = judged_shard.mean_references(shard, sources, own)
+            feature_XD = own.feature_ND[mine_N].astype(np.float32)
+            found[REFERENCE_COSINE].append(judged_shard.cosine_to_means(feature_XD, mean_CD, position_N[mine_N]))
+        own = own.take(mine_N)
+        rows.append(own.row_N)
         if evidence is not None and wanted - {REFERENCE_COSINE}:
             table = read_table(
                 uris.join(evidence, f"{shard.name}.parquet"), ["row", *sorted(wanted - {REFERENCE_COSINE})]

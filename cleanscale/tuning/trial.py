@@ -287,7 +287,10 @@ def truth(judged: Made, shared: Shared) -> pa.Table | None:
 
     For the report alone: nothing is chosen by it.
     """
-    known = evaluate.judgements(judged[0], shared.features, shared.inputs.train)
+    settings = shared.settings
+    known = evaluate.judgements(
+        judged[0], shared.features, shared.inputs.train, settings.evaluate.images, settings.run.seed
+    )
     held_N = known.groups()["held_out_classes"] if known else np.zeros(0, bool)
     if known is None or not held_N.any():
         return None

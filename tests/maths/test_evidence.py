@@ -43,7 +43,7 @@ def all_signals(case, compared=None, parts=None):
     choose = lambda at: compared(at) if compared else evidence.Compared(num_classes)  # noqa: E731
     sums = None
     for at in parts:
-        own = evidence.own_log_probability(heads, feature_ND[at], class_N[at], row_N[at], choose(at))
+        own = evidence.logit_signals(heads, feature_ND[at], class_N[at], row_N[at], choose(at)).signals["log_probability"]
         part = evidence.class_sums(feature_ND[at], class_N[at], own, centre_D)
         sums = evidence.ClassSums.zeros(num_classes, WIDTH) + part if sums is None else sums + part
     prototype_CD = evidence.denoised_prototypes(sums)

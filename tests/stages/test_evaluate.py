@@ -12,11 +12,15 @@ from cleanscale.storage.manifests import read_manifest
 
 @pytest.fixture
 def judged(features_run):
+    return judged_of(features_run, 10**6)
+
+
+def judged_of(features_run, most):
     run = features_run.folder / "rounds" / "00"
     shards = FeatureShards.of(str(run / "features"), read_manifest(str(run / "features")))
     place = Place(str(features_run.folder), 0, EngineSettings(), Progress())
     data = read_inputs(features_run.settings, place).train
-    return evaluate.judgements(str(run / "relevance"), shards, data), data
+    return evaluate.judgements(str(run / "relevance"), shards, data, most, 0), data
 
 
 def test_images_that_were_verified_are_not_evaluated(judged, make_features):
@@ -40,3 +44,13 @@ def test_every_detector_was_judged_on_the_same_images(judged):
     found, _ = judged
     assert {"transfer", "cleannet", "naive", "classification_filtering"} <= set(found.decisions())
     assert {len(called) for called, _ in found.decisions().values()} == {len(found.label_N)}
+
+
+def test_of_too_many_images_whole_classes_are_drawn(features_run, judged):
+    everything, _ = judged
+    found, _ = judged_of(features_run, len(everything.label_N) // 3)
+    kept = np.unique(found.label_N)
+    assert {0, 1, 2, 3} <= set(kept) < set(everything.label_N)  # those with verified images, and some of the others
+    inside = np.isin(everything.label_N, kept)
+    assert len(found.label_N) == inside.sum()
+    assert found.wrong_N.sum() == everything.wrong_N[inside].sum()

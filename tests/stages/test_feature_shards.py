@@ -39,7 +39,21 @@ def test_features_read_as_they_were_written_whatever_the_shards(tmp_path):
         assert (np.diff(found.label_N * 1000 + found.row_N) > 0).all()  # by label and row
         assert found.feature_ND.dtype == np.float16
         np.testing.assert_array_equal(found.feature_ND, np.repeat(found.row_N[:, None], WIDTH, axis=1))
-        assert found.id_N.to_pylist() == [f"image {row}" for row in found.row_N]
+        (shard, *_) = shards.shards
+        known = shards.read(shard, ids=True)
+        assert known.id_N.to_pylist() == [f"image {row}" for row in known.row_N]
+
+
+def test_more_than_memory_holds_is_read_from_a_file_in_the_same_order(tmp_path, monkeypatch):
+    shards = stored(tmp_path, 12)
+    held = shards.read_all(list(shards.shards))
+    monkeypatch.setattr("cleanscale.storage.rows.IN_MEMORY_BYTES", 0)
+    mapped = shards.read_all(list(shards.shards), str(tmp_path))
+    assert not isinstance(mapped.feature_ND, np.ndarray)
+    at_23 = np.array([[59, 0, 7], [7, 30, 1]])
+    np.testing.assert_array_equal(mapped.feature_ND[at_23], held.feature_ND[at_23])
+    np.testing.assert_array_equal(mapped.row_N, held.row_N)
+    assert len(list(tmp_path.iterdir())) == len(shards.shards)  # the file has no name
 
 
 def test_workers_get_all_shards_once(tmp_path):
