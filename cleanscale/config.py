@@ -38,7 +38,7 @@ from cleanscale.storage import uris
 from cleanscale.tracking import TrackingSettings
 from cleanscale.training.classifier import ClassifierSettings
 from cleanscale.training.cleannet_settings import CleanNetSettings
-from cleanscale.training.heads import HeadSettings
+from cleanscale.training.head_settings import HeadSettings
 from cleanscale.training.transforms import AugmentationSettings
 
 SettingsT = TypeVar("SettingsT", bound="Settings")

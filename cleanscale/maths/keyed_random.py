@@ -27,6 +27,7 @@ class Purpose(enum.IntEnum):
     NEIGHBOUR_VOTERS = 15
     EVALUATION = 16
     GENERATED = 17
+    NEGATIVES = 20
 
 
 def generator(seed: int, purpose: Purpose, *about: int) -> np.random.Generator:
