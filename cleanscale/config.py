@@ -28,6 +28,7 @@ from cleanscale.engine.settings import EngineSettings
 from cleanscale.errors import ConfigError
 from cleanscale.models.backbones import BackboneSettings
 from cleanscale.stages.settings import (
+    ClassIndexSettings,
     DetectorSettings,
     EvaluateSettings,
     FeaturesSettings,
@@ -91,6 +92,7 @@ class Settings(BaseSettings):
     features: FeaturesSettings = FeaturesSettings()
     references: ReferencesSettings = ReferencesSettings()
     cleannet: CleanNetSettings = CleanNetSettings()
+    index: ClassIndexSettings = ClassIndexSettings()
     heads: HeadSettings = HeadSettings()
     evidence: EvidenceSettings = EvidenceSettings()
     detector: DetectorSettings = DetectorSettings()

@@ -28,6 +28,7 @@ class Purpose(enum.IntEnum):
     EVALUATION = 16
     GENERATED = 17
     NEGATIVES = 20
+    CLASS_INDEX = 18
 
 
 def generator(seed: int, purpose: Purpose, *about: int) -> np.random.Generator:
