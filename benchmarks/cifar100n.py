@@ -25,7 +25,8 @@ from cleanscale.stages.feature_shards import Features, FeatureShards
 from cleanscale.stages.features import load_projection
 from cleanscale.storage.manifests import read_manifest
 from cleanscale.storage.tables import read_table
-from cleanscale.training.heads import HeadSettings, fit_head
+from cleanscale.training.head_settings import HeadSettings
+from cleanscale.training.heads import fit_head
 
 DATA = Path("../shared/data/cifar100n")
 

@@ -28,6 +28,7 @@ from cleanscale.engine.settings import EngineSettings
 from cleanscale.errors import ConfigError
 from cleanscale.models.backbones import BackboneSettings
 from cleanscale.stages.settings import (
+    ClassIndexSettings,
     DetectorSettings,
     EvaluateSettings,
     FeaturesSettings,
@@ -38,7 +39,7 @@ from cleanscale.storage import uris
 from cleanscale.tracking import TrackingSettings
 from cleanscale.training.classifier import ClassifierSettings
 from cleanscale.training.cleannet_settings import CleanNetSettings
-from cleanscale.training.heads import HeadSettings
+from cleanscale.training.head_settings import HeadSettings
 from cleanscale.training.transforms import AugmentationSettings
 
 SettingsT = TypeVar("SettingsT", bound="Settings")
@@ -91,6 +92,7 @@ class Settings(BaseSettings):
     features: FeaturesSettings = FeaturesSettings()
     references: ReferencesSettings = ReferencesSettings()
     cleannet: CleanNetSettings = CleanNetSettings()
+    index: ClassIndexSettings = ClassIndexSettings()
     heads: HeadSettings = HeadSettings()
     evidence: EvidenceSettings = EvidenceSettings()
     detector: DetectorSettings = DetectorSettings()

@@ -24,7 +24,8 @@ from cleanscale.errors import DataError
 from cleanscale.maths import evidence as maths
 from cleanscale.schema import RELEVANCE, UNSEEN, WRONG
 from cleanscale.signals import MAKERS, Images
-from cleanscale.training.heads import HeadSettings, fit_out_of_fold_heads
+from cleanscale.training.head_settings import HeadSettings
+from cleanscale.training.heads import fit_out_of_fold_heads
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from cleanscale.detectors.settings import EvidenceSettings
 from cleanscale.errors import DataError
 from cleanscale.in_memory import WrongLabelFinder, find_wrong_labels
 from cleanscale.schema import RELEVANCE
-from cleanscale.training.heads import HeadSettings
+from cleanscale.training.head_settings import HeadSettings
 
 QUICK = HeadSettings(hidden_width=0, dropout=0, epochs=5, batch=64, learning_rate=0.02)
 

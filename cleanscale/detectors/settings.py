@@ -16,4 +16,7 @@ class EvidenceSettings(BaseModel):
         1024, ge=2, description="Up to this many classes each image is compared with all of them."
     )
     candidates: int = Field(32, ge=1, description="Above that: the nearest classes that each image is compared with.")
+    recall: float = Field(
+        0.9, gt=0, le=1, description="Share of the nearest classes that the search for candidates is to find."
+    )
     tail: int = Field(256, ge=1, description="Above that: sampled classes that stand for all the others.")

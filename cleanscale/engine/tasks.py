@@ -1,8 +1,9 @@
-"""Shard-sized pieces of work as Ray tasks: one thread each, a bounded number in flight, retried when a node is lost."""
+"""Shard-sized pieces of work as Ray tasks: one thread each, some in flight, done again when their node is lost."""
 
 from __future__ import annotations
 
-import itertools
+import collections
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -11,7 +12,11 @@ import ray.exceptions
 
 from cleanscale.engine.here import here
 from cleanscale.engine.session import cluster_cpus
-from cleanscale.errors import CleanscaleError
+from cleanscale.errors import CleanscaleError, StageError
+
+log = logging.getLogger(__name__)
+
+MAX_RETRIES = 3
 
 
 def one_thread() -> None:
@@ -25,7 +30,8 @@ def one_thread() -> None:
         sys.modules["torch"].set_num_threads(1)
 
 
-@ray.remote(max_retries=3)
+# Lost work is begun again here, where it can be said; what others read of a lost node is made again by Ray.
+@ray.remote(max_retries=0)
 def _run(function: Callable[..., Any], item: Any, shared: tuple[Any, ...]) -> Any:
     one_thread()
     # References inside a tuple are not resolved by Ray: the task fetches them once per node here.
@@ -45,23 +51,35 @@ def map_shards(
         yield from ((position, function(item, *shared)) for position, item in enumerate(items))
         return
     references = [s if isinstance(s, ray.ObjectRef) else ray.put(s) for s in shared]
-    remaining = iter(range(len(items)))
+    waiting = collections.deque(range(len(items)))
+    lost = collections.Counter[int]()
     in_flight: dict[Any, int] = {}
-
-    def submit() -> None:
+    while waiting or in_flight:
         # Asked again each time: tasks that wait are what makes a cluster start nodes, whose cores then take more.
-        limit = max(2, int(2 * cluster_cpus()))
-        for position in itertools.islice(remaining, max(0, limit - len(in_flight))):
+        while waiting and len(in_flight) < max(2, int(2 * cluster_cpus())):
+            position = waiting.popleft()
             task = _run.options(num_cpus=num_cpus).remote(function, items[position], tuple(references))
             in_flight[task] = position
-
-    submit()
-    while in_flight:
         done, _ = ray.wait(list(in_flight), num_returns=1)
         for task in done:
             position = in_flight.pop(task)
-            yield position, fetch(task)
-        submit()
+            try:
+                yield position, fetch(task)
+            except WorkLostError as error:
+                lost[position] += 1
+                if lost[position] > MAX_RETRIES:
+                    raise StageError(
+                        f"a piece of work of '{function.__name__}' lost its process {lost[position]} times ({error}); "
+                        "expected it to live that long; give the nodes more memory, or lower --features.shard_bytes"
+                    ) from error
+                log.warning(
+                    "%s: a process or its node was lost (%s); its piece is done again", function.__name__, error
+                )
+                waiting.appendleft(position)
+
+
+class WorkLostError(Exception):
+    """The process that did a piece of work is gone, or the node that it was on, or what it read there."""
 
 
 def shared_value(function: Callable[..., Any], *args: Any) -> Any:
@@ -69,7 +87,11 @@ def shared_value(function: Callable[..., Any], *args: Any) -> Any:
 
     The driver never holds it. A lost copy is made again. In a trial (`engine.here`) it is the plain value.
     """
-    return function(*args) if here() is not None else _run.remote(_apply, args, (function,))
+    return (
+        function(*args)
+        if here() is not None
+        else _run.options(max_retries=MAX_RETRIES).remote(_apply, args, (function,))
+    )
 
 
 def _apply(args: tuple[Any, ...], function: Callable[..., Any]) -> Any:
@@ -77,10 +99,15 @@ def _apply(args: tuple[Any, ...], function: Callable[..., Any]) -> Any:
 
 
 def fetch(task: Any) -> Any:
+    """A task's result. Raises: CleanscaleError of the task, WorkLostError, or what else the task raised."""
     try:
         return ray.get(task)
     except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, ray.exceptions.RayError):  # what it was to read is gone
+            raise WorkLostError(type(error.cause).__name__) from error
         raise users_error(error) or error from error
+    except ray.exceptions.RayError as error:
+        raise WorkLostError(type(error).__name__) from error
 
 
 def users_error(error: BaseException) -> CleanscaleError | None:

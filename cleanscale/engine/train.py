@@ -27,13 +27,14 @@ from cleanscale.engine.settings import EngineSettings
 from cleanscale.engine.tasks import users_error
 from cleanscale.errors import CleanscaleError, ConfigError
 from cleanscale.storage import uris
-from cleanscale.storage.manifests import read_json, write_json
+from cleanscale.storage.manifests import read_json, stage_name, write_json
 from cleanscale.training.collectives import Alone, Collectives, collectives
 
 log = logging.getLogger(__name__)
 
 STATE = "state.pt"
 PROGRESS = "progress.json"
+ATTEMPTS = "attempts.json"
 
 
 @dataclass
@@ -197,6 +198,8 @@ def _train_loop(settings: dict[str, Any]) -> None:
     if before is not None:  # a user's error is final: Ray would start the group again
         raise getattr(errors, before["kind"])(before["message"])
     device = str(ray.train.torch.get_device())
+    if ray.train.get_context().get_world_rank() == 0:
+        count_attempt(settings["uri"])
     worker = Worker(settings["uri"], device, collectives(), settings["scratch"])
     try:
         settings["loop"](worker, settings["config"])
@@ -205,15 +208,28 @@ def _train_loop(settings: dict[str, Any]) -> None:
         raise
 
 
+def count_attempt(uri: str) -> None:
+    """One more start of the stage's workers; whoever waits for them tells of those that were not the first."""
+    write_json(uris.join(uri, ATTEMPTS), {"attempts": attempts(uri) + 1})
+
+
+def attempts(uri: str) -> int:
+    return int((read_json(uris.join(uri, ATTEMPTS)) or {"attempts": 0})["attempts"])
+
+
 @contextlib.contextmanager
 def watch(uri: str, on_progress: Callable[[dict[str, Any]], None]) -> Iterator[None]:
     """Pass on what rank 0 says while the group runs (workers and driver share the run folder and nothing else)."""
     stop = threading.Event()
     last = ""
+    known = attempts(uri) + 1
 
     def look() -> None:
-        nonlocal last
+        nonlocal last, known
         with contextlib.suppress(Exception):  # a progress line is never worth a run
+            if attempts(uri) > known:
+                known = attempts(uri)
+                log.warning("%s: a training worker was lost; all go on from the last checkpoint", stage_name(uri))
             said = read_json(uris.join(uri, PROGRESS))
             if said is not None and (text := json.dumps(said, sort_keys=True)) != last:
                 last = text

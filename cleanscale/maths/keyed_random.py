@@ -27,7 +27,9 @@ class Purpose(enum.IntEnum):
     NEIGHBOUR_VOTERS = 15
     EVALUATION = 16
     GENERATED = 17
-    DUPLICATE_IDS = 18
+    CLASS_INDEX = 18
+    NEGATIVES = 20
+    DUPLICATE_IDS = 21
 
 
 def generator(seed: int, purpose: Purpose, *about: int) -> np.random.Generator:

@@ -13,6 +13,7 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array
 
+from cleanscale.models.heads import head_to_bytes
 from cleanscale.registry.finished_run import FinishedRun, predicted_array
 from cleanscale.registry.model_artifacts import (
     SETTINGS,
@@ -53,7 +54,7 @@ def classifier_artifacts(run: FinishedRun, folder: Path) -> Artifacts:
     if run.kind == "images":
         copy(uris.join(run.classifier_folder, classifier_stage.MODEL), folder / served.WEIGHTS)
     else:
-        copy(uris.join(run.classifier_folder, head_classifier.HEAD), folder / served.HEAD)
+        (folder / served.HEAD).write_bytes(head_to_bytes(head_classifier.load_head(run.classifier_folder)))
         if (projection := run.features().projection) is not None:
             copy(uris.join(projection, PROJECTION), folder / served.PROJECTION)
     write_description(folder, served.KIND, described)

@@ -19,6 +19,7 @@ from mlflow.types import ColSpec, DataType, Schema
 
 from cleanscale.detectors import DETECTORS
 from cleanscale.detectors.base import class_fold_masks
+from cleanscale.models.heads import head_to_bytes
 from cleanscale.registry.finished_run import FinishedRun
 from cleanscale.registry.model_artifacts import (
     LABEL_COLUMN,
@@ -35,7 +36,7 @@ from cleanscale.schema import RIGHT
 from cleanscale.serving import detector as served
 from cleanscale.serving.class_statistics import ClassStatistics
 from cleanscale.serving.model_folder import write_description
-from cleanscale.stages import class_index, relevance
+from cleanscale.stages import class_index, evidence_heads, head_files, relevance
 from cleanscale.stages import classifier as classifier_stage
 from cleanscale.stages import cleannet as cleannet_stage
 from cleanscale.stages import evidence as evidence_stage
@@ -97,12 +98,13 @@ def copy_weights(run: FinishedRun, sources: Sources, folder: Path) -> None:
         copy(uris.join(sources.features.projection, PROJECTION), folder / served.PROJECTION)
     assert sources.cleannet is not None, "a run fits CleanNet; only trials of sweeps may leave it out"
     copy(uris.join(sources.cleannet, cleannet_stage.MODEL), folder / served.CLEANNET)
-    for name in head_names(run):
-        copy(uris.join(sources.evidence, name), folder / name)
+    for fold, name in enumerate(head_names(run)):
+        head = head_files.load_dense(uris.join(sources.evidence, evidence_heads.head_name(fold)))
+        (folder / name).write_bytes(head_to_bytes(head))  # a sharded one put together
 
 
 def head_names(run: FinishedRun) -> list[str]:
-    return [evidence_stage.head_name(fold) for fold in range(run.settings.evidence.row_folds)]
+    return [f"{evidence_heads.head_name(fold)}{head_files.DENSE}" for fold in range(run.settings.evidence.row_folds)]
 
 
 def write_classes(run: FinishedRun, sources: Sources, folder: Path) -> None:

@@ -23,7 +23,7 @@ from cleanscale.signals.class_learning import ClassLearner
 from cleanscale.signals.confident_learning import ConfidentLearning, check_confident_learning
 from cleanscale.signals.neighbour_vote import NeighbourVotes, class_voters, voting_images
 from cleanscale.stages import cleannet as cleannet_stage
-from cleanscale.stages import evidence as evidence_stage
+from cleanscale.stages import evidence_heads
 from cleanscale.stages.feature_shards import FeatureShards
 from cleanscale.stages.place import Place
 from cleanscale.stages.relevance import verified_of
@@ -217,7 +217,7 @@ def learn_confidently(job: Job, advance: Callable[[int], None]) -> None:
 def confident_shards(shards: list[Shard], job: Job) -> None:
     """All shards in one task, as cleanlab wants it: features one after the other, probabilities together."""
     assert isinstance(job.maker, ConfidentLearning)
-    heads = evidence_stage.heads_of(job.evidence, job.row_folds, job.seed)
+    heads = evidence_heads.heads_of(job.evidence, job.row_folds, job.seed)
     label_C = np.concatenate([class_sizes(r, job)[0] for r in job.features.class_ranges()])
     rows, labels, parts = [], [], []
     for shard in shards:

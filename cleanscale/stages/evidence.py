@@ -16,7 +16,6 @@ import pyarrow as pa
 
 from cleanscale.detectors.settings import EvidenceSettings
 from cleanscale.engine.tasks import map_shards, shared_value
-from cleanscale.engine.train import Worker, train_on_workers
 from cleanscale.maths.evidence import (
     ClassSums,
     Compared,
@@ -29,8 +28,9 @@ from cleanscale.maths.evidence import (
     logit_signals,
     other_class_signals,
 )
-from cleanscale.models.heads import FrozenHead, head_from_bytes, head_to_bytes
+from cleanscale.stages import evidence_heads
 from cleanscale.stages import references as references_stage
+from cleanscale.stages.evidence_heads import HeadsJob, heads_of
 from cleanscale.stages.feature_shards import FeatureShards
 from cleanscale.stages.place import Place
 from cleanscale.storage import arrays, class_arrays, uris
@@ -38,7 +38,7 @@ from cleanscale.storage.arrays import read_array, write_array
 from cleanscale.storage.manifests import Manifest, open_stage
 from cleanscale.storage.shards import Shard
 from cleanscale.storage.tables import read_table, write_table
-from cleanscale.training.heads import HeadSettings, fit_out_of_fold_heads
+from cleanscale.training.head_settings import HeadSettings
 
 PROTOTYPES, STATISTICS, CENTRE = "prototypes", "statistics", "centre.npy"
 CLASS_ARRAYS = (PROTOTYPES, STATISTICS)
@@ -51,7 +51,6 @@ MEANS, LOGITS, CANDIDATES, SUMS, IMAGES = "means", "logits", "candidates", "sums
 class Job:
     features: FeatureShards
     num_classes: int
-    heads: HeadSettings
     settings: EvidenceSettings
     weights_uri: str | None
     seed: int
@@ -74,7 +73,7 @@ def run(
         folder,
         "evidence",
         {
-            "heads": heads.model_dump(mode="json"),
+            "heads": heads.relevant(num_classes),
             "evidence": settings.model_dump(mode="json", exclude={"class_folds"}) | {"form": FORM},
             "run": {"seed": place.seed},
         },
@@ -82,20 +81,21 @@ def run(
     )
     if stage.complete:
         return stage.complete
-    job = Job(features, num_classes, heads, settings, weights[0] if weights else None, place.seed, folder)
+    plan = heads.resolved(num_classes)
+    job = Job(features, num_classes, settings, weights[0] if weights else None, place.seed, folder)
     with place.timed("evidence", features.num_images, folder=folder):
-        if not uris.exists(stage.path(head_name(settings.row_folds - 1))):
-            with place.progress.step("out-of-fold heads", settings.row_folds * heads.epochs, "epochs") as step:
-                train_on_workers(
-                    heads_loop, job, uri=folder, settings=place.engine, on_progress=place.follow(step, "evidence")
-                )
+        evidence_heads.run(
+            place,
+            folder,
+            HeadsJob(features, num_classes, plan, settings.row_folds, job.weights_uri, place.seed),
+        )
         with place.progress.step("evidence", features.num_images) as step:
             shards, ranges = list(features.shards), features.class_ranges()
             if num_classes > settings.exact_classes:
                 each_missing(range_means, ranges, job, MEANS, references[0])
             centre_D = centre_of(job)
-            heads = shared_value(heads_of, folder, settings.row_folds, place.seed)
-            each_missing(logit_shard, shards, job, LOGITS, heads, candidates_among(job), centre_D)
+            scorers = shared_value(heads_of, folder, settings.row_folds, place.seed)
+            each_missing(logit_shard, shards, job, LOGITS, scorers, candidates_among(job), centre_D)
             each_missing(prototype_range, ranges, job, PROTOTYPES)
             prototypes = shared_value(class_arrays.read_classes, stage.path(PROTOTYPES), PROTOTYPES, num_classes)
             each_missing(cosine_shard, shards, job, IMAGES, prototypes, centre_D)
@@ -121,53 +121,6 @@ def file_of(kind: str, item: Shard | list[Shard]) -> str:
     if isinstance(item, Shard):
         return f"{item.name}.parquet"
     return class_arrays.file_name(kind, item[0].label_start)
-
-
-def head_name(fold: int) -> str:
-    return f"head-{fold}.safetensors"
-
-
-def heads_loop(worker: Worker, job: Job) -> None:
-    own = job.features.read_all(job.features.deal(worker.world)[worker.rank])
-    weight_N = np.ones(len(own), np.float32)
-    if job.weights_uri is not None:
-        weight_N = np.nan_to_num(read_array(job.weights_uri)[own.row_N])
-    done, total = 0, job.settings.row_folds * job.heads.epochs
-    history: list[dict[str, float]] = []
-
-    def on_epoch(epoch: int, loss: float) -> None:
-        nonlocal done
-        done += 1
-        history.append({"step": done, "loss": loss})
-        worker.say(done, total, "epochs", history)
-
-    heads = fit_out_of_fold_heads(
-        own.feature_ND.astype(np.float32),
-        own.label_N.astype(np.int64),
-        weight_N,
-        own.row_N,
-        job.num_classes,
-        job.heads,
-        seed=job.seed,
-        folds=job.settings.row_folds,
-        collectives=worker.collectives,
-        device=worker.device,
-        on_epoch=on_epoch,
-    )
-    if worker.rank == 0:
-        for fold, head in enumerate(heads):
-            uris.write_bytes(uris.join(worker.uri, head_name(fold)), head_to_bytes(head))
-
-
-def heads_of(folder: str, row_folds: int, seed: int) -> OutOfFold:
-    """The out-of-fold heads of a finished evidence stage."""
-    return OutOfFold(row_fold_heads(folder, row_folds), seed)
-
-
-def row_fold_heads(folder: str, folds: int) -> list[FrozenHead]:
-    """The heads of the folds of rows, as scoring takes them."""
-    contents = [uris.read_bytes(uris.join(folder, head_name(fold))) for fold in range(folds)]
-    return [head_from_bytes(content).frozen() for content in contents]
 
 
 def centre_of(job: Job) -> np.ndarray:

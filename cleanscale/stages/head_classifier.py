@@ -13,31 +13,35 @@ import torch
 from torch import nn
 
 from cleanscale.engine.train import Worker, train_on_workers
+from cleanscale.errors import ConfigError
 from cleanscale.maths.noise_types import NUM_TYPES
 from cleanscale.models.backbones import BackboneSettings
 from cleanscale.models.classifier import Classifier, FeatureProjection, build_classifier, classifier_to_bytes
-from cleanscale.models.heads import Head, head_from_bytes, head_to_bytes
+from cleanscale.models.heads import FrozenHead, Head, head_from_bytes, head_to_bytes
 from cleanscale.models.noise_models import WithNoiseTypes
 from cleanscale.stages import classifier as classifier_stage
+from cleanscale.stages import head_files
 from cleanscale.stages.feature_shards import Features, FeatureShards
 from cleanscale.stages.features import load_projection
 from cleanscale.stages.judged_shard import places
 from cleanscale.stages.place import Place
+from cleanscale.stages.sharded_training import fit_or_go_on
 from cleanscale.stages.supervision import AS_LABELLED, Supervision, Taught
 from cleanscale.storage import uris
 from cleanscale.storage.manifests import Manifest, open_stage
 from cleanscale.training.classifier import ClassifierSettings
-from cleanscale.training.heads import HeadSettings, fit_head, fit_noisy_head
+from cleanscale.training.head_settings import HeadPlan, HeadSettings
+from cleanscale.training.heads import fit_head, fit_noisy_head
 from cleanscale.training.losses import Loss
 
-HEAD, NOISE_TYPES_HEAD = "head.safetensors", "noise_types.safetensors"
+HEAD, NOISE_TYPES_HEAD = "head", "noise_types.safetensors"  # the first without its ending: see `head_files`
 
 
 @dataclass(frozen=True)
 class Job:
     features: FeatureShards
     num_classes: int
-    settings: HeadSettings
+    plan: HeadPlan
     supervision: Supervision
     backbone_uri: str | None
     start: str | None
@@ -82,30 +86,47 @@ def run(
     stage = open_stage(
         folder,
         name,
-        {"heads": settings.model_dump(mode="json"), "run": {"seed": place.seed}},
+        {"heads": settings.relevant(num_classes), "run": {"seed": place.seed}},
         {"features": features.fingerprint} | supervision.inputs() | ({"classifier": start[1]} if start else {}),
     )
     if stage.complete:
         return stage.complete
+    plan = planned(settings, num_classes, supervision)
     job = Job(
         features,
         num_classes,
-        settings,
+        plan,
         supervision,
         backbone,
         start[0] if start else None,
         place.seed,
     )
-    images = features.num_images * settings.epochs
+    images = features.num_images * plan.epochs
     with place.timed("classifier", images, folder=folder), place.progress.step(f"{name} on features", images) as step:
         train_on_workers(fit_loop, job, uri=folder, settings=place.engine, on_progress=place.follow(step, name))
-    return stage.finish(notes={"epochs": settings.epochs})
+    return stage.finish(notes={"epochs": plan.epochs})
+
+
+def planned(settings: HeadSettings, num_classes: int, supervision: Supervision) -> HeadPlan:
+    """Raises: ConfigError for a model of the noise, whose loss needs the logits of all classes, on a sharded head."""
+    plan = settings.resolved(num_classes)
+    if plan.sharded == "on" and supervision.noise is not None:
+        raise ConfigError(
+            f"the head of {num_classes} classes is sharded, and the treatment's model of the noise compares all "
+            "classes of an image; expected a treatment of weights or labels; use --treatment.name probability, or "
+            "--heads.sharded off where the classes fit on one worker"
+        )
+    return plan
 
 
 def fit_loop(worker: Worker, job: Job) -> None:
     own = job.features.read_all(job.features.deal(worker.world)[worker.rank])
     taught = job.supervision.read()
-    total = job.settings.epochs * job.features.num_images
+    if job.plan.sharded == "on":
+        fit_sharded(worker, job, own, taught)
+        return
+    feature_ND = own.feature_ND[np.arange(len(own))]  # a dense head takes what memory holds
+    total = job.plan.epochs * job.features.num_images
 
     history: list[dict[str, float]] = []
 
@@ -123,17 +144,52 @@ def fit_loop(worker: Worker, job: Job) -> None:
     target_N, weight_N = taught.targets(own.row_N, own.label_N), taught.weights(own.row_N)
     loss = taught.loss(worker.device)
     if loss is None:
-        head = fit_head(own.feature_ND, target_N, weight_N, job.num_classes, job.settings, **common)
+        head = fit_head(feature_ND, target_N, weight_N, job.num_classes, job.plan, **common)
     else:
         head = fit_with_noise(own, target_N, taught, loss, job, worker, common)
     if worker.rank == 0:
-        uris.write_bytes(uris.join(worker.uri, HEAD), head_to_bytes(head))
-        if job.backbone_uri is not None:
-            model, settings = classifier_stage.load_with_settings(job.backbone_uri)
-            project = load_projection(job.features.projection)
-            projection = None if project is None else FeatureProjection(torch.from_numpy(project.to_array()))
-            content = classifier_to_bytes(Classifier(model.backbone, head, projection), settings)
-            uris.write_bytes(uris.join(worker.uri, classifier_stage.MODEL), content)
+        head_files.write_dense(uris.join(worker.uri, HEAD), head)
+        write_classifier(worker.uri, head, job)
+
+
+def fit_sharded(worker: Worker, job: Job, own: Features, taught: Taught) -> None:
+    """Every worker writes the rows that it owns; with a backbone, rank 0 puts a whole classifier beside them."""
+    each = job.features.num_images
+    history: list[dict[str, float]] = []
+    fit_or_go_on(
+        worker,
+        uris.join(worker.uri, HEAD),
+        own.feature_ND,
+        taught.targets(own.row_N, own.label_N),
+        taught.weights(own.row_N),
+        job.num_classes,
+        job.plan,
+        seed=job.seed,
+        start=sharded_start(job.start),
+        on_progress=lambda epochs: worker.say(epochs * each, job.plan.epochs * each, "images", history),
+        on_loss=lambda epoch, loss: history.append({"step": epoch, "loss": loss}),
+    )
+    worker.say(job.plan.epochs * each, job.plan.epochs * each, "images", history)
+    if worker.rank == 0 and job.backbone_uri is not None:
+        write_classifier(worker.uri, load_head(worker.uri), job)
+
+
+def sharded_start(folder: str | None) -> str | None:
+    """The sharded head to fine-tune; a new one where the start was trained on images, whose rows are no ranges."""
+    if folder is None or not uris.exists(uris.join(folder, HEAD, head_files.LAYERS)):
+        return None
+    return uris.join(folder, HEAD)
+
+
+def write_classifier(folder: str, head: Head, job: Job) -> None:
+    """Backbone, projection and head as one classifier, where there is a backbone."""
+    if job.backbone_uri is None:
+        return
+    model, settings = classifier_stage.load_with_settings(job.backbone_uri)
+    project = load_projection(job.features.projection)
+    projection = None if project is None else FeatureProjection(torch.from_numpy(project.to_array()))
+    content = classifier_to_bytes(Classifier(model.backbone, head, projection), settings)
+    uris.write_bytes(uris.join(folder, classifier_stage.MODEL), content)
 
 
 def fit_with_noise(
@@ -154,7 +210,7 @@ def fit_with_noise(
         return WithNoiseTypes(head, noise_type_head(head, job), job.num_classes)
 
     model = fit_noisy_head(
-        own.feature_ND[place_N], target_N2[place_N], job.num_classes, job.settings, wrap=wrap, loss=loss, **common
+        own.feature_ND[place_N], target_N2[place_N], job.num_classes, job.plan, wrap=wrap, loss=loss, **common
     )
     if isinstance(model, WithNoiseTypes) and isinstance(model.noise_types, Head) and worker.rank == 0:
         uris.write_bytes(uris.join(worker.uri, NOISE_TYPES_HEAD), head_to_bytes(model.noise_types))
@@ -168,7 +224,7 @@ def noise_type_head(head: Head, job: Job) -> Head:
     content = uris.read_if_there(uris.join(job.start, NOISE_TYPES_HEAD)) if job.start else None
     if content is not None:
         return head_from_bytes(content)
-    types = Head(head.config["num_features"], NUM_TYPES, job.settings.hidden_width, job.settings.dropout)
+    types = Head(head.config["num_features"], NUM_TYPES, job.plan.hidden_width, job.plan.dropout)
     types.mean_D, types.scale_D = head.mean_D.clone(), head.scale_D.clone()
     return types
 
@@ -183,5 +239,11 @@ def load_noise_type_head(folder: str) -> Head:
 
 def load_head(folder: str) -> Head:
     """The fully connected layers of the classifier in `folder`, whether it was trained on images or on features."""
-    content = uris.read_if_there(uris.join(folder, HEAD))
-    return classifier_stage.load(folder).head if content is None else head_from_bytes(content)
+    uri = uris.join(folder, HEAD)
+    return head_files.load_dense(uri) if head_files.exists(uri) else classifier_stage.load(folder).head
+
+
+def load_frozen(folder: str) -> FrozenHead:
+    """The same as arrays, for scoring: put together once for each node (`engine.tasks.shared_value`)."""
+    uri = uris.join(folder, HEAD)
+    return head_files.load_frozen(uri) if head_files.exists(uri) else classifier_stage.load(folder).head.frozen()

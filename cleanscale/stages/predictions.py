@@ -6,25 +6,24 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import torch
 
-from cleanscale.engine.tasks import map_shards
+from cleanscale.engine.tasks import map_shards, shared_value
+from cleanscale.models.heads import FrozenHead
 from cleanscale.stages.feature_shards import FeatureShards
 from cleanscale.stages.features import load_projection
-from cleanscale.stages.head_classifier import load_head
+from cleanscale.stages.head_classifier import load_frozen
 from cleanscale.stages.place import Place
 from cleanscale.storage import uris
 from cleanscale.storage.manifests import open_stage
 from cleanscale.storage.shards import Shard
 from cleanscale.storage.tables import read_table, write_table
 
-TOP = 5
+TOP, BLOCK_IMAGES = 5, 4096
 
 
 @dataclass(frozen=True)
 class Job:
     features: FeatureShards
-    classifier: str
     projection: str | None
     folder: str
 
@@ -52,7 +51,8 @@ def run(
     stage = open_stage(folder, "predictions", {}, {"features": features.fingerprint, "classifier": classifier[1]})
     if not stage.complete:
         with place.timed("predictions", features.num_images, folder=folder):
-            for _ in map_shards(predict_shard, features.shards, Job(features, classifier[0], projection, folder)):
+            head = shared_value(load_frozen, classifier[0])
+            for _ in map_shards(predict_shard, features.shards, Job(features, projection, folder), head):
                 pass
         stage.finish([{"file": f"{s.name}.parquet", "rows": s.rows} for s in features.shards])
     table = pa.concat_tables([read_table(stage.path(f"{s.name}.parquet")) for s in features.shards]).sort_by("row")
@@ -60,18 +60,15 @@ def run(
     return Predictions(table["row"].to_numpy(), table["label"].to_numpy(), predicted.reshape(table.num_rows, -1))
 
 
-def predict_shard(shard: Shard, job: Job) -> None:
+def predict_shard(shard: Shard, job: Job, head: FrozenHead) -> None:
+    """The most probable classes, with logits of a few images and a few classes at a time."""
     features = job.features.read(shard)
-    head = load_head(job.classifier).eval()
     project = load_projection(job.projection)
-    top = min(TOP, head.config["num_classes"])
-    best = [np.empty((0, top), np.int32)]
-    with torch.inference_mode():
-        for start in range(0, len(features), 4096):
-            feature_BD = features.feature_ND[start : start + 4096].astype(np.float32)
-            feature_BD = feature_BD if project is None else project(feature_BD)
-            logit_BC = head(torch.from_numpy(feature_BD))
-            best.append(logit_BC.topk(top, dim=1).indices.int().numpy())
-    predicted = pa.FixedSizeListArray.from_arrays(pa.array(np.concatenate(best).reshape(-1)), top)
+    best = [np.empty((0, min(TOP, len(head.bias_C))), np.int32)]
+    for start in range(0, len(features), BLOCK_IMAGES):
+        feature_BD = features.feature_ND[start : start + BLOCK_IMAGES].astype(np.float32)
+        best.append(head.top(feature_BD if project is None else project(feature_BD), TOP))
+    best_NK = np.concatenate(best)
+    predicted = pa.FixedSizeListArray.from_arrays(pa.array(best_NK.reshape(-1)), best_NK.shape[1])
     table = {"row": features.row_N, "label": features.label_N, "predicted": predicted}
     write_table(uris.join(job.folder, f"{shard.name}.parquet"), pa.table(table))

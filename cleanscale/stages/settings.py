@@ -130,3 +130,25 @@ class EvaluateSettings(BaseModel):
     )
     figures: bool = Field(True, description="Draw the figures and contact sheets.")
     sheet_images: int = Field(48, ge=1, le=400, description="Pictures on the sheet of the images most surely wrong.")
+
+
+class ClassIndexSettings(BaseModel):
+    """How the nearest classes are searched."""
+
+    model_config = FROZEN
+
+    kind: Literal["auto", "flat", "ivf_sq8"] = Field(
+        "auto",
+        description="flat compares all classes, ivf_sq8 those of the nearest cells in 8 bits; auto: by their number.",
+    )
+    flat_classes: int = Field(16384, ge=1, description="Most classes that auto compares one by one.")
+    recall: float = Field(
+        0.9,
+        gt=0,
+        le=1,
+        description="Share of the ten nearest classes that ivf_sq8 is to find; how many cells that takes is measured.",
+    )
+    shard_bytes: int = Field(
+        128 * 2**20, ge=2**10, description="Size of the vectors of a range of classes; changes no result."
+    )
+    neighbours: int = Field(16, ge=1, description="Nearest other classes that are kept of each class.")

@@ -31,7 +31,7 @@ from cleanscale.maths.loss_correction import anchor_row, anchors_of_class, trans
 from cleanscale.maths.noise_types import WRONG_UNNAMED, Confusion, confusion_of_pairs
 from cleanscale.models.heads import FrozenHead
 from cleanscale.models.noise_models import WithNoiseLayer
-from cleanscale.stages.evidence import row_fold_heads
+from cleanscale.stages.evidence_heads import row_fold_heads
 from cleanscale.stages.feature_shards import Features, FeatureShards
 from cleanscale.stages.ingest import Ingested
 from cleanscale.stages.judged_shard import places

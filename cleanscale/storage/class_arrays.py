@@ -26,12 +26,33 @@ def read_classes(folder: str, name: str, num_classes: int) -> np.ndarray:
     """[C, ...] of all classes; zeros for those that no range holds."""
     whole: np.ndarray | None = None
     for file in uris.list_files(folder, (".npy",)):
-        stem, _, first = file.path.removesuffix(".npy").rpartition("-")
-        if stem != name or not first.isdigit():
+        first = first_of(name, file.path)
+        if first < 0:
             continue
         part_CX = read_array(file.uri)
         if whole is None:
             whole = np.zeros((num_classes, *part_CX.shape[1:]), part_CX.dtype)
-        whole[int(first) : int(first) + len(part_CX)] = part_CX
+        whole[first : first + len(part_CX)] = part_CX
     assert whole is not None, f"no range of '{name}' in {folder}"
     return whole
+
+
+def read_some(folder: str, name: str, first: int, stop: int) -> np.ndarray:
+    """The rows of the classes `first` .. `stop` - 1, from the ranges that they lie in, however those were cut."""
+    starts = sorted(start for file in uris.list_files(folder, (".npy",)) if (start := first_of(name, file.path)) >= 0)
+    assert starts, f"no range of '{name}' in {folder}"
+    low = max(0, int(np.searchsorted(starts, first, side="right")) - 1)
+    high = max(low + 1, int(np.searchsorted(starts, stop)))
+    parts = []
+    for start in starts[low:high]:
+        part_CX = read_array(uris.join(folder, file_name(name, start)))
+        parts.append(part_CX[max(0, first - start) : max(0, stop - start)])
+    found_CX = np.concatenate(parts)
+    assert len(found_CX) == stop - first, f"classes {first} .. {stop - 1} are not all in {folder}"
+    return found_CX
+
+
+def first_of(name: str, path: str) -> int:
+    """The first class of a file of `name`; -1 for another file."""
+    stem, _, first = path.removesuffix(".npy").rpartition("-")
+    return int(first) if stem == name and first.isdigit() else -1

@@ -20,6 +20,14 @@ class Collectives(Protocol):
         """Elementwise sum over workers; the same result on every worker."""
         ...
 
+    def maximum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Elementwise maximum over workers; the same result on every worker."""
+        ...
+
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The workers' tensors, of equal shapes, behind each other in the order of ranks; no gradient flows back."""
+        ...
+
 
 class Alone:
     """One worker: nothing to exchange."""
@@ -32,6 +40,12 @@ class Alone:
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor
+
+    def maximum(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.detach()
 
 
 class TorchDistributed:
@@ -53,6 +67,16 @@ class TorchDistributed:
         total = tensor.clone()
         torch.distributed.all_reduce(total)
         return total
+
+    def maximum(self, tensor: torch.Tensor) -> torch.Tensor:
+        highest = tensor.clone()
+        torch.distributed.all_reduce(highest, op=torch.distributed.ReduceOp.MAX)
+        return highest
+
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        found = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(self.world)]
+        torch.distributed.all_gather(found, tensor.detach().contiguous())
+        return torch.cat(found)
 
 
 def collectives() -> Collectives:

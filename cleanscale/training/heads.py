@@ -13,31 +13,16 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from cleanscale.errors import DataError
 from cleanscale.maths.keyed_random import Purpose, folds_of_rows, generator
 from cleanscale.models.heads import Head
 from cleanscale.training.collectives import Alone, Collectives
+from cleanscale.training.head_settings import HeadPlan, HeadSettings
 from cleanscale.training.losses import Loss, plain_loss
 
 Wrapped = TypeVar("Wrapped", bound=nn.Module)
-
-
-class HeadSettings(BaseModel):
-    """A classifier head on frozen features and how it is trained."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    hidden_width: int = Field(512, description="Width of the hidden layer; 0 is softmax regression.", ge=0)
-    dropout: float = Field(0.0, description="Share of inputs and of hidden units dropped in training.", ge=0, lt=1)
-    epochs: int = Field(8, description="Passes over the images.", ge=1)
-    batch: int = Field(512, description="Images per step over all workers.", ge=1)
-    learning_rate: float = Field(2e-3, description="Peak learning rate of AdamW; falls to zero along a cosine.", gt=0)
-    weight_decay: float = Field(0.02, description="Decoupled weight decay of AdamW.", ge=0)
-    label_smoothing: float = Field(0.0, description="Share of each target spread evenly over all classes.", ge=0, lt=1)
-    mixup: float = Field(1.0, description="Beta(mixup, mixup) mixes pairs of images and targets; 0 turns it off.", ge=0)
 
 
 def fit_head(
@@ -62,7 +47,7 @@ def fit_head(
     """
     rows = _TrainingRows.make(feature_ND, target_N, weight_N, num_classes, collectives or Alone(), device)
     loss = plain_loss(settings.label_smoothing)
-    return _fit(rows, lambda head: head, loss, num_classes, settings, seed, on_epoch, start)
+    return _fit(rows, lambda head: head, loss, num_classes, settings.dense(), seed, on_epoch, start)
 
 
 def fit_noisy_head(
@@ -85,7 +70,7 @@ def fit_noisy_head(
     of `start`; the result is what it gave.
     """
     rows = _TrainingRows.make(feature_ND, target_N2, None, num_classes, collectives or Alone(), device)
-    return _fit(rows, wrap, loss, num_classes, settings, seed, on_epoch, start)
+    return _fit(rows, wrap, loss, num_classes, settings.dense(), seed, on_epoch, start)
 
 
 def _fit(
@@ -93,7 +78,7 @@ def _fit(
     wrap: Callable[[Head], Wrapped],
     loss: Loss,
     num_classes: int,
-    settings: HeadSettings,
+    settings: HeadPlan,
     seed: int,
     on_epoch: Callable[[int, float], None] | None,
     start: Head | None,
@@ -209,7 +194,7 @@ def _descend(
     model: nn.Module,
     rows: _TrainingRows,
     loss: Loss,
-    settings: HeadSettings,
+    settings: HeadPlan,
     seed: int,
     on_epoch: Callable[[int, float], None] | None,
 ) -> None:
@@ -219,7 +204,7 @@ def _descend(
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warm_cosine(steps * settings.epochs))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warm_cosine(steps * settings.epochs))
     for epoch in range(settings.epochs):
         random = generator(seed, Purpose.EPOCH_ORDER, epoch, together.rank)
         loss_sum = 0.0
@@ -249,7 +234,7 @@ def _mean_loss(
     rows: _TrainingRows,
     batch_B: torch.Tensor,
     loss: Loss,
-    settings: HeadSettings,
+    settings: HeadPlan,
     random: np.random.Generator,
 ) -> torch.Tensor:
     """Mean over the batch of weight x loss."""
@@ -277,7 +262,7 @@ def _standardise(head: Head, rows: _TrainingRows) -> None:
     head.scale_D = (1 / spread_D.square().mean().sqrt().clamp_min(1e-6)).float().expand(width).clone()
 
 
-def _warm_cosine(steps: int) -> Callable[[int], float]:
+def warm_cosine(steps: int) -> Callable[[int], float]:
     """Learning-rate factor: up over the first twentieth, then down to zero along a cosine."""
     warm = max(1, steps // 20)
 

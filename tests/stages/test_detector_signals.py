@@ -14,7 +14,7 @@ from cleanscale.reporting.progress import Progress
 from cleanscale.signals import MAKERS
 from cleanscale.signals.images import Images
 from cleanscale.stages import detector_signals
-from cleanscale.stages.evidence import head_name, heads_of
+from cleanscale.stages.evidence_heads import head_name, heads_of
 from cleanscale.stages.feature_shards import FeatureShards
 from cleanscale.stages.place import Place
 from cleanscale.stages.relevance import verified_of
@@ -53,7 +53,7 @@ def collection(tmp_path_factory, make_features) -> tuple[pa.Table, pa.Table, str
     evidence = tmp_path_factory.mktemp("evidence")
     write_array(str(evidence / "centre.npy"), flat.reshape(-1, 16).mean(axis=0, dtype=np.float64).astype(np.float32))
     for fold in range(2):
-        (evidence / head_name(fold)).write_bytes(head_to_bytes(Head(16, 8)))
+        (evidence / f"{head_name(fold)}.safetensors").write_bytes(head_to_bytes(Head(16, 8)))
     return table, checked, str(evidence)
 
 

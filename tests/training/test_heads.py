@@ -7,7 +7,8 @@ import torch
 from cleanscale.errors import DataError
 from cleanscale.maths.keyed_random import folds_of_rows
 from cleanscale.models.heads import Head
-from cleanscale.training.heads import HeadSettings, fit_head, fit_out_of_fold_heads
+from cleanscale.training.head_settings import HeadSettings
+from cleanscale.training.heads import fit_head, fit_out_of_fold_heads
 
 QUICK = HeadSettings(hidden_width=16, epochs=4, batch=64, learning_rate=0.02)
 

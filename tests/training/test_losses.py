@@ -9,7 +9,8 @@ from cleanscale.maths.noise_types import NUM_TYPES, WRONG_UNNAMED, confusion_of_
 from cleanscale.models.heads import Head
 from cleanscale.models.noise_models import WithNoiseLayer, WithNoiseTypes
 from cleanscale.schema import UNSEEN
-from cleanscale.training.heads import HeadSettings, fit_head, fit_noisy_head
+from cleanscale.training.head_settings import HeadSettings
+from cleanscale.training.heads import fit_head, fit_noisy_head
 from cleanscale.training.losses import NoiseModel, noise_loss
 
 CLASSES, WIDTH = 6, 10

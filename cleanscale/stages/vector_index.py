@@ -1,0 +1,203 @@
+"""Building a class index by shard tasks: vectors, one quantiser, codes, and how many cells a query looks into.
+
+Ranges of classes are put together to pieces of a target size. What is found does not depend on that size.
+
+# C classes of a range, Q sampled queries, E width, K neighbours
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from cleanscale.engine.class_index import ClassIndex, opened, unit
+from cleanscale.engine.tasks import map_shards
+from cleanscale.maths import class_search
+from cleanscale.maths.class_search import SearchPlan, without
+from cleanscale.maths.keyed_random import Purpose, hash_rows
+from cleanscale.stages.settings import ClassIndexSettings
+from cleanscale.storage import uris
+from cleanscale.storage.arrays import read_array, write_array
+from cleanscale.storage.index_files import (
+    INDEX,
+    TRAINED,
+    ClassRange,
+    IndexFiles,
+    mapped_array,
+    read_faiss,
+    write_faiss,
+    write_vectors,
+)
+from cleanscale.storage.shards import Shard
+
+ANSWERS = 10  # recall is that of so many
+QUERIES = 512  # that it is measured with
+
+# (sorted labels, vectors) of a range of classes; picklable, called in a task.
+ReadVectors = Callable[[Sequence[Shard]], tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Build:
+    """What the tasks are given. made: fingerprint of what the index is made from."""
+
+    folder: str
+    made: str
+    width: int
+    settings: ClassIndexSettings
+    seed: int
+    read: ReadVectors
+
+
+def build(
+    job: Build,
+    ranges: Sequence[Sequence[Shard]],
+    queries: Callable[[], np.ndarray] | None = None,
+    *,
+    use_gpu: bool = False,
+) -> IndexFiles:
+    """Make the index in job.folder; index.json is written last.
+
+    ranges: of classes, as `FeatureShards.class_ranges` has them. queries: vectors [Q, E] such as will be searched for,
+    called in a task, to measure recall with; by default classes themselves.
+    """
+    pieces = grouped(ranges, job.width, job.settings.shard_bytes)
+    counts = dict(map_shards(write_piece, pieces, job))
+    spans = [ClassRange(p[0][0].label_start, p[-1][0].label_stop, counts[k]) for k, p in enumerate(pieces)]
+    files = IndexFiles(job.folder, job.made, SearchPlan("flat", job.width), tuple(spans))
+    if not compares_all(job.settings, files.classes):
+        lists = dict(map_shards(train_quantiser, [files], job))[0]
+        for _ in map_shards(write_codes, spans, job):
+            pass
+        plan = SearchPlan("ivf_sq8", job.width, lists, probes=1)
+        replace(files, plan=plan, made=f"{job.made}, how to search it is not known yet").write()
+        query_QE = dict(map_shards(_call, [queries or Sampled(files, job.seed)]))[0]
+        with opened(job.folder, use_gpu=use_gpu) as index:
+            probes, measured = probes_for(index, query_QE, job.settings.recall)
+        files = replace(files, plan=replace(plan, probes=probes), measured=measured)
+    files.write()
+    return files
+
+
+def compares_all(settings: ClassIndexSettings, classes: int) -> bool:
+    return settings.kind == "flat" or classes < 2 or (settings.kind == "auto" and classes <= settings.flat_classes)
+
+
+def grouped(ranges: Sequence[Sequence[Shard]], width: int, shard_bytes: int) -> list[list[Sequence[Shard]]]:
+    """Neighbouring ranges of classes together, of about so many bytes by the labels that they span."""
+    pieces: list[list[Sequence[Shard]]] = []
+    room = 0
+    for shards in ranges:
+        size = 4 * width * (shards[0].label_stop - shards[0].label_start)
+        if not pieces or size > room:
+            pieces.append([])
+            room = shard_bytes
+        pieces[-1].append(shards)
+        room -= size
+    return pieces
+
+
+def write_piece(piece: Sequence[Sequence[Shard]], job: Build) -> int:
+    """Labels and vectors of some neighbouring ranges; returns how many classes they have."""
+    found = [job.read(shards) for shards in piece]
+    label_C = np.concatenate([label for label, _ in found])
+    vector_CE = np.concatenate([np.asarray(vector, np.float32).reshape(-1, job.width) for _, vector in found])
+    one = ClassRange(piece[0][0].label_start, piece[-1][0].label_stop, len(label_C))
+    write_vectors(job.folder, one, label_C, unit(vector_CE))
+    return len(label_C)
+
+
+def train_quantiser(files: IndexFiles, job: Build) -> int:
+    """Train on a sample of all classes; returns the number of cells."""
+    parts = []
+    for one in files.ranges:
+        label_C = read_array(uris.join(job.folder, one.file("labels")))
+        taken_C = class_search.training_sample(job.seed, label_C, files.classes)
+        parts.append(mapped_array(uris.join(job.folder, one.file("vectors")))[taken_C])
+    trained = class_search.train(np.concatenate(parts), class_search.lists_for(files.classes), job.seed)
+    write_faiss(uris.join(job.folder, TRAINED), trained)
+    return trained.nlist
+
+
+def write_codes(one: ClassRange, job: Build) -> None:
+    trained = read_faiss(uris.join(job.folder, TRAINED))
+    vector_CE = mapped_array(uris.join(job.folder, one.file("vectors")))
+    write_faiss(uris.join(job.folder, one.file("codes")), class_search.filled(trained, vector_CE))
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """The vectors of some classes, the same however they are cut into ranges."""
+
+    files: IndexFiles
+    seed: int
+
+    def __call__(self) -> np.ndarray:
+        best: list[tuple[np.ndarray, np.ndarray]] = []
+        for one in self.files.ranges:
+            label_C = read_array(uris.join(self.files.folder, one.file("labels")))
+            key_C = hash_rows(self.seed, Purpose.CLASS_INDEX, ~label_C.astype(np.int64))
+            at_X = np.argsort(key_C)[:QUERIES]
+            best.append((key_C[at_X], mapped_array(uris.join(self.files.folder, one.file("vectors")))[at_X]))
+        key_X = np.concatenate([key for key, _ in best])
+        return np.concatenate([vector for _, vector in best])[np.argsort(key_X)[:QUERIES]]
+
+
+def _call(function: Callable[[], Any]) -> Any:
+    return function()
+
+
+def probes_for(index: ClassIndex, query_QE: np.ndarray, target: float) -> tuple[int, dict[str, Any]]:
+    """(the fewest cells, a power of two, with which the target recall is reached; what was measured)."""
+    true_QK, _ = index.search(query_QE, ANSWERS, exact=True)
+    probes, reached = 1, {}
+    while True:
+        probes = min(probes, index.files.plan.lists)
+        found_QK, _ = index.search(query_QE, ANSWERS, probes=probes)
+        reached[str(probes)] = round(class_search.recall(found_QK, true_QK), 4)
+        if reached[str(probes)] >= target or probes == index.files.plan.lists:
+            return probes, {"queries": len(query_QE), "answers": ANSWERS, "target": target, "recall": reached}
+        probes *= 2
+
+
+# ---- the nearest other classes of each class -------------------------------------------------------------------------
+
+
+def neighbours_name(first: int) -> str:
+    return f"neighbours-{first:09d}.npy"
+
+
+def write_neighbours(index: ClassIndex, folder: str, most: int) -> None:
+    """For every range of the index an int32 array [stop - first, K]: a row per class id, -1 where there is none."""
+    for _ in map_shards(neighbours_of_range, index.files.ranges, index, folder, most):
+        pass
+
+
+def neighbours_of_range(one: ClassRange, index: ClassIndex, folder: str, most: int) -> None:
+    label_C = read_array(uris.join(index.files.folder, one.file("labels")))
+    vector_CE = mapped_array(uris.join(index.files.folder, one.file("vectors")))
+    found_CK, _ = without(*index.search(vector_CE, most + 1), label_C)
+    neighbour_XK = np.full((one.stop - one.first, most), -1, np.int32)
+    neighbour_XK[label_C - one.first] = found_CK
+    write_array(uris.join(folder, neighbours_name(one.first)), neighbour_XK)
+
+
+def read_neighbours(folder: str, start: int, stop: int) -> np.ndarray:
+    """int32 [stop - start, K]: nearest other classes of these class ids, best first; -1 where there is none."""
+    found: np.ndarray | None = None
+    for one in IndexFiles.read(folder).ranges:
+        low, high = max(start, one.first), min(stop, one.stop)
+        if low < high:
+            part_XK = mapped_array(uris.join(folder, neighbours_name(one.first)))[low - one.first : high - one.first]
+            if found is None:
+                found = np.full((stop - start, part_XK.shape[1]), -1, np.int32)
+            found[low - start : high - start] = part_XK
+    return np.full((stop - start, 0), -1, np.int32) if found is None else found
+
+
+def complete(folder: str, made: str) -> bool:
+    """Whether an interrupted run has made this index already."""
+    return uris.exists(uris.join(folder, INDEX)) and IndexFiles.read(folder).made == made
