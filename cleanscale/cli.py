@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
-from cleanscale import train, tune
+from cleanscale import plan, train, tune
 from cleanscale.registry import commands
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (train.main, "the main job: find wrong labels, train classifiers, evaluate (train --help: all settings)"),
     "tune": (tune.main, "a sweep over settings or verification budgets, from a file like those of tune/"),
+    "plan": (plan.main, "hours, bytes, memory and what breaks first, for so many images and classes on a cluster"),
     "register": (commands.main_register, "a finished run's classifier and detector as MLflow model versions"),
     "promote": (
         commands.main_promote,

@@ -1,0 +1,367 @@
+"""What a run costs, from its size and the cluster alone: core and GPU seconds, bytes and what breaks first.
+
+Every constant that was measured stands in RATES with where it comes from; formulas are sums of products of them. A
+model, within a factor of two or so of what runs on idle machines (tests/test_plan.py holds it against recorded runs).
+
+# N images, C classes, D feature width, K references of a class, E width of class embeddings
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+MEASURED = "this machine (2 x86 cores, busy), 128-d features"
+
+
+class Rate(NamedTuple):
+    value: float
+    unit: str
+    source: str
+
+
+RATES: dict[str, Rate] = {
+    "ingest": Rate(3.0e-6, "core-s per row", f"stages/ingest on 1e6 rows, {MEASURED}"),
+    "copy_features": Rate(
+        15e-6, "core-s per row at D = 128", f"feature_files.copy_features on 262,144 rows, {MEASURED}"
+    ),
+    "gather_features": Rate(15e-6, "core-s per row at D = 128", "as copy_features: read, sort and write once more"),
+    "decode": Rate(1 / 700, "core-s per image", "measured earlier, 700 images/s/core"),
+    "backbone_gpu": Rate(8.2e9 * 2500, "FLOP/s per GPU", "published: ResNet-50 features at 2.5k images/s"),
+    "backbone_core": Rate(1e11, "FLOP/s per core", "arithmetic: fp32 with AVX2, sustained"),
+    "references": Rate(1 / 1471, "core-s per class of 300 images, D = 256", "measured earlier, Gram-matrix k-means"),
+    "reference_rows": Rate(
+        4e-6, "core-s per row at D = 128", "reading and pointing, where a class has at most K images"
+    ),
+    "head_start": Rate(
+        33e-6, "core-s per class", f"training.sharded_heads before its first step, 1e6 classes, {MEASURED}"
+    ),
+    "head_flops": Rate(3.4e10, "FLOP/s per core", "measured earlier: sampled 1 % of 1e6 classes at 4345 samples/s"),
+    "head_gpu": Rate(2e13, "FLOP/s per GPU", "arithmetic: a tenth of a card's bf16 matrix rate, small matrices"),
+    "head_row": Rate(2e-5, "core-s per sample", f"28,500 samples/s with 512 negatives, less its FLOPs, {MEASURED}"),
+    "step_latency": Rate(1e-3, "s per step of several nodes", "arithmetic: a gather and four all-reduces, 200 us each"),
+    "candidates": Rate(
+        1 / 1100, "core-s per search among 1e6", "measured earlier: IVF-SQ8, recall .84, 2.2k/s on 2 cores"
+    ),
+    "evidence": Rate(72e-6, "core-s per image and head", "measured earlier: 20 core-h for 1e9, 32 candidates"),
+    "cleannet_step": Rate(0.05, "s per step", "benchmarks: 64 classes x 8 queries a step, one worker on 2 busy cores"),
+    "class_embedding": Rate(1 / 3300, "core-s per class", "measured earlier"),
+    "relevance": Rate(1 / 0.7e6, "core-s per image", "measured earlier: a gather and a dot product"),
+    "table_row": Rate(4e-6, "core-s per row and table", f"Parquet, {MEASURED}"),
+    "bootstrap": Rate(20.0, "s", "95 % intervals of the evaluation, whatever the size"),
+    "stage_start": Rate(8.0, "s", "a worker group or the first tasks of a stage"),
+}
+
+
+DRIVER_SHARE = 0.1  # of a node's memory, which also runs tasks
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is to be done. source: features that are given, or images."""
+
+    images: int
+    classes: int
+    width: int = 128
+    source: str = "features"
+    image_bytes: int = 110_000
+    image_gflop: float = 8.2
+    backbone_width: int = 2048
+    frozen: bool = False  # the backbone stays as it was loaded: only heads train, on features
+    classifier_epochs: int = 5
+    head_epochs: int = 1
+    negatives: int = 512
+    head_batch: int = 512
+    hidden_width: int = 512  # of a head that is not sharded
+    sharded_from: int = 100_000
+    exact_classes: int = 1024
+    row_folds: int = 4
+    references: int = 50
+    reference_images: int = 500
+    embedding: int = 128
+    cleannet_steps: int = 1000
+    wrong: float = 0.3
+    shard_bytes: int = 64 << 20
+    rounds: int = 1
+
+    @property
+    def on_images(self) -> bool:
+        """Whether classifiers are trained on images, their heads whole on every GPU."""
+        return self.source == "images" and not self.frozen
+
+    @property
+    def sharded(self) -> bool:
+        return self.classes >= self.sharded_from
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What it is to be done on; memory, disk and network of one node."""
+
+    nodes: int = 1
+    cores: int = 2
+    memory_bytes: float = 16e9
+    gpus: int = 0
+    gpu_memory_bytes: float = 80e9
+    disk_bytes: float = 1e12
+    disk_bytes_per_s: float = 4e8
+    network_bytes_per_s: float = 1.25e9
+
+    @property
+    def all_cores(self) -> int:
+        return self.nodes * self.cores
+
+    @property
+    def all_gpus(self) -> int:
+        return self.nodes * self.gpus
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: work, what it moves to and from disk, what it leaves there, and what it sends."""
+
+    name: str
+    core_s: float = 0.0
+    gpu_s: float = 0.0
+    alone_s: float = 0.0  # that no second node shortens
+    moved_bytes: float = 0.0
+    left_bytes: float = 0.0
+    sent_bytes: float = 0.0  # over the network, by one node
+
+    def seconds(self, cluster: Cluster) -> float:
+        """Work on cores and GPUs, disk and network overlap: the slowest decides."""
+        return self.alone_s + max(
+            self.core_s / cluster.all_cores,
+            self.gpu_s / max(1, cluster.all_gpus),
+            self.moved_bytes / (cluster.nodes * cluster.disk_bytes_per_s),
+            self.sent_bytes / cluster.network_bytes_per_s,
+        )
+
+
+class Limit(NamedTuple):
+    """Something that is used up: found against expected, and what to do."""
+
+    what: str
+    needed: float
+    there: float
+    unit: str
+    remedy: str
+
+    @property
+    def share(self) -> float:
+        return self.needed / self.there
+
+
+def rate(name: str) -> float:
+    return RATES[name].value
+
+
+def row_bytes(work: Workload) -> float:
+    """Bytes of a feature with its row, id and label, stored."""
+    return 2.0 * work.width + 26
+
+
+def head_flops(work: Workload) -> float:
+    """Operations of a forward and backward pass of the head for one image."""
+    if work.sharded:
+        return 6.0 * work.width * (work.negatives + 2 * work.head_batch)
+    return 6.0 * work.hidden_width * (work.width + work.classes)
+
+
+def head_values(work: Workload) -> float:
+    """Numbers of the output layer."""
+    return float(work.classes) * (work.width if work.sharded else work.hidden_width)
+
+
+def head_stage(work: Workload, cluster: Cluster, name: str, passes: float, heads: int) -> Stage:
+    """Training of heads: `passes` over the images, `heads` kept."""
+    samples = passes * work.images
+    operations = samples * head_flops(work)
+    on_gpu = cluster.all_gpus > 0
+    start = heads * work.classes * rate("head_start") if work.sharded else 0.0
+    steps = samples / work.head_batch
+    return Stage(
+        name,
+        core_s=start + samples * rate("head_row") + (0.0 if on_gpu else operations / rate("head_flops")),
+        gpu_s=operations / rate("head_gpu") if on_gpu else 0.0,
+        alone_s=rate("stage_start") + (steps * rate("step_latency") if cluster.nodes > 1 else 0.0),
+        moved_bytes=samples * 2 * work.width,
+        left_bytes=4 * head_values(work) * heads,
+        sent_bytes=steps * step_bytes(work, cluster)["head"],
+    )
+
+
+def step_bytes(work: Workload, cluster: Cluster) -> dict[str, float]:
+    """Bytes that one node sends in one training step."""
+    others = (cluster.nodes - 1) / cluster.nodes
+    head = 2 * others * work.head_batch * (4 * work.width + 16) if work.sharded else 8 * others * head_values(work)
+    cleannet = 2 * others * 4 * (2 * work.width * 256 + 4 * 256 * work.embedding + 2 * work.width * work.embedding)
+    backbone = 2 * others * 4 * (25.6e6 + work.classes * work.backbone_width) if work.on_images else 0.0
+    return {"head": head, "cleannet": cleannet, "backbone": backbone}
+
+
+def stages(work: Workload, cluster: Cluster) -> list[Stage]:
+    """All stages of a run, in order; those of a round once for each."""
+    n, c, wide = work.images, work.classes, work.width / 128
+    ingest = Stage("ingest", n * rate("ingest"), alone_s=rate("stage_start"), moved_bytes=100 * n, left_bytes=33 * n)
+    one_round = [
+        *([backbone(work, cluster, "classifier", 3 * work.classifier_epochs)] if work.on_images else []),
+        features(work, cluster),
+        *([head_stage(work, cluster, "classifier", work.head_epochs, 1)] if not work.on_images else []),
+        references(work),
+        head_stage(work, cluster, "out-of-fold heads", work.head_epochs * (work.row_folds - 1), work.row_folds),
+        Stage(
+            "evidence",
+            n * (rate("evidence") * wide + searched(work) + 6 * rate("table_row")),
+            alone_s=rate("stage_start"),
+            moved_bytes=3 * n * (row_bytes(work) + 160),
+            left_bytes=60 * n + 4 * c * (work.width + 24),
+        ),
+        Stage(
+            "cleannet",
+            alone_s=rate("stage_start") + work.cleannet_steps * rate("cleannet_step") * max(1.0, wide) / speed(cluster),
+            sent_bytes=work.cleannet_steps * step_bytes(work, cluster)["cleannet"],
+            left_bytes=4e6,
+        ),
+        Stage(
+            "class_index", c * rate("class_embedding"), alone_s=rate("stage_start"), left_bytes=5.2 * c * work.embedding
+        ),
+        Stage(
+            "relevance",
+            n * (rate("relevance") + 5 * rate("table_row")) + n * work.wrong * rate("candidates"),
+            alone_s=rate("stage_start"),
+            moved_bytes=n * (row_bytes(work) + 200),
+            left_bytes=110 * n,
+        ),
+    ]
+    final = head_stage(work, cluster, "weighted classifier", work.head_epochs, 1)
+    if work.on_images:
+        final = backbone(work, cluster, "weighted classifier", 3 * work.classifier_epochs)
+    evaluate = Stage("evaluate", n * 3 * rate("table_row"), alone_s=rate("bootstrap"), left_bytes=50 * n)
+    return [ingest, *(one_round * work.rounds), final, evaluate]
+
+
+def speed(cluster: Cluster) -> float:
+    """How much faster than two cores a step of CleanNet is: it takes one worker per node, and gradients are averaged."""
+    return 20.0 if cluster.gpus else max(1.0, min(cluster.cores, 8) / 2)
+
+
+def searched(work: Workload) -> float:
+    """Core seconds of finding an image's candidates: none where it is compared with all classes."""
+    if work.classes <= work.exact_classes:
+        return 0.0
+    return rate("candidates") * min(1.0, (work.classes / 1e6) ** 0.5)  # cells that are looked into grow with the root
+
+
+def backbone(work: Workload, cluster: Cluster, name: str, passes: float) -> Stage:
+    """The backbone over all images so often; a training step counts as three passes. Decoding goes on beside it."""
+    operations = passes * work.images * work.image_gflop * 1e9
+    decoded = max(1.0, passes / 3) * work.images
+    on_gpu = cluster.all_gpus > 0
+    steps = work.images * passes / 3 / 256 if passes >= 3 else 0
+    return Stage(
+        name,
+        decoded * rate("decode") + (0.0 if on_gpu else operations / rate("backbone_core")),
+        operations / rate("backbone_gpu") if on_gpu else 0.0,
+        rate("stage_start"),
+        moved_bytes=decoded * work.image_bytes,
+        left_bytes=1e8,
+        sent_bytes=steps / max(1, cluster.all_gpus or cluster.nodes) * step_bytes(work, cluster)["backbone"],
+    )
+
+
+def features(work: Workload, cluster: Cluster) -> Stage:
+    """Features in rows, then by class: written twice, kept once."""
+    wide, size = work.width / 128, work.images * row_bytes(work)
+    made = backbone(work, cluster, "features", 1) if work.source == "images" else Stage("features")
+    core_s = work.images * (rate("copy_features") + rate("gather_features")) * wide
+    others = (cluster.nodes - 1) / cluster.nodes
+    return Stage(
+        "features",
+        made.core_s + core_s,
+        made.gpu_s,
+        rate("stage_start"),
+        made.moved_bytes + 3 * size,
+        size,
+        sent_bytes=others * size / cluster.nodes,
+    )
+
+
+def references(work: Workload) -> Stage:
+    """k-means for classes with more than K images, pointers for the others."""
+    mean = min(work.images / work.classes, work.reference_images)
+    clustered = work.classes * mean / 300 * work.width / 256 * rate("references") if mean > work.references else 0.0
+    vectors = work.classes * min(mean, work.references)
+    left = vectors * (2 * work.width if mean > work.references else 8)
+    read = work.classes * mean * rate("reference_rows") * work.width / 128
+    return Stage("references", clustered + read, alone_s=rate("stage_start"), moved_bytes=left, left_bytes=left)
+
+
+def shards(work: Workload) -> int:
+    return max(1, -(-work.images * 2 * work.width // work.shard_bytes))
+
+
+def memory(work: Workload, cluster: Cluster) -> dict[str, float]:
+    """Bytes: what one node holds at most, by holder; `driver` is on one node only."""
+    at_once = min(cluster.cores, shards(work))
+    values = head_values(work)
+    head = 12 * values / (cluster.nodes if work.sharded else 1)  # weights, optimiser, gradients or the start's sums
+    of_classes = 4.0 * work.classes * (work.width + 24)  # prototypes and statistics
+    scorers = 4.0 * values * work.row_folds
+    return {
+        "processes": 1.2e9 + 0.25e9 * cluster.cores,
+        "tasks": at_once * 6.0 * min(work.shard_bytes, 2 * work.width * work.images),
+        "object store": max(scorers + of_classes, 4.0 * work.classes * work.embedding + of_classes),
+        "head worker": head + 2.0 * 64 * 1024 * work.width * 4,
+        "driver": 0.6e9 + 12.0 * work.images + 60.0 * work.classes,
+    }
+
+
+def memory_per_node(work: Workload, cluster: Cluster) -> float:
+    """Bytes on the node that has the driver: heads are trained before what tasks read of all classes is there."""
+    held = memory(work, cluster)
+    return held["processes"] + held["driver"] + max(held["tasks"] + held["object store"], held["head worker"])
+
+
+def disk(work: Workload, cluster: Cluster) -> float:
+    """Bytes of the run folder at its fullest: features are there twice for a while."""
+    kept = sum(stage.left_bytes for stage in stages(work, cluster))
+    return kept + work.images * row_bytes(work)
+
+
+def limits(work: Workload, cluster: Cluster) -> list[Limit]:
+    """What is used up, most of it first."""
+    held = memory(work, cluster)
+    hours = sum(stage.seconds(cluster) for stage in stages(work, cluster)) / 3600
+    whole = 16.0 * work.classes * work.backbone_width
+    head = whole if work.on_images else held["head worker"] / max(1, cluster.gpus)
+    found = [
+        Limit(
+            "memory of a node", memory_per_node(work, cluster), cluster.memory_bytes, "bytes",
+            "nodes with more memory; fewer --evidence.row_folds, whose heads every node holds",
+        ),
+        Limit(
+            "object store of a node", held["object store"], 0.3 * cluster.memory_bytes, "bytes",
+            "raise --engine.object_store_bytes, or nodes with more memory",
+        ),
+        Limit(
+            "memory of the driver", held["driver"], DRIVER_SHARE * cluster.memory_bytes, "bytes",
+            "start the driver on a node that can spare more: it holds one label for each image",
+        ),
+        Limit(
+            "disk of the run folder", disk(work, cluster), cluster.nodes * cluster.disk_bytes, "bytes",
+            "a run folder on s3://, or smaller features: --features.dimensions",
+        ),
+        Limit(
+            "time", hours, 24 * 7, "hours",
+            "more nodes; GPUs where images are decoded",
+        ),
+    ]  # fmt: skip
+    if cluster.gpus:
+        found.append(
+            Limit(
+                "memory of a GPU", head, cluster.gpu_memory_bytes, "bytes",
+                "--backbone.frozen: heads trained on features are sharded by class, those trained on images are not",
+            )
+        )  # fmt: skip
+    return sorted(found, key=lambda limit: -limit.share)
