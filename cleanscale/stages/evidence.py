@@ -7,6 +7,7 @@ The heads train in one Ray Train worker group; the signals are computed shard by
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from cleanscale.detectors.settings import EvidenceSettings
+from cleanscale.engine.class_index import ClassIndex
 from cleanscale.engine.tasks import map_shards
 from cleanscale.engine.train import Worker, train_on_workers
 from cleanscale.maths.evidence import (
@@ -29,12 +31,13 @@ from cleanscale.maths.evidence import (
     own_log_probability,
 )
 from cleanscale.models.heads import FrozenHead, head_from_bytes, head_to_bytes
-from cleanscale.stages import references as references_stage
+from cleanscale.stages import candidates
 from cleanscale.stages.feature_shards import FeatureShards
 from cleanscale.stages.place import Place
+from cleanscale.stages.settings import ClassIndexSettings
 from cleanscale.storage import uris
 from cleanscale.storage.arrays import read_array, write_array
-from cleanscale.storage.manifests import Manifest, open_stage
+from cleanscale.storage.manifests import Manifest, fingerprint, open_stage
 from cleanscale.storage.shards import Shard
 from cleanscale.storage.tables import read_table, write_table
 from cleanscale.training.heads import HeadSettings, fit_out_of_fold_heads
@@ -58,11 +61,14 @@ def run(
     num_classes: int,
     heads: HeadSettings,
     settings: EvidenceSettings,
+    index: ClassIndexSettings,
     *,
     references: tuple[str, str],
     weights: tuple[str, str] | None,
 ) -> Manifest:
     """Heads and signals of all images, a file per class shard. weights: (URI by row, fingerprint) for the heads."""
+    among_candidates = num_classes > settings.exact_classes
+    search = {"index": index.model_dump(mode="json", exclude={"recall", "shard_bytes"})} if among_candidates else {}
     stage = open_stage(
         folder,
         "evidence",
@@ -70,24 +76,30 @@ def run(
             "heads": heads.model_dump(mode="json"),
             "evidence": settings.model_dump(mode="json", exclude={"class_folds"}),
             "run": {"seed": place.seed},
+            **search,
         },
         {"features": features.fingerprint, "references": references[1]} | ({"weights": weights[1]} if weights else {}),
     )
     if stage.complete:
         return stage.complete
     job = Job(features, num_classes, heads, settings, weights[0] if weights else None, place.seed, folder)
-    with place.timed("evidence", features.num_images, folder=folder):
+    with place.timed("evidence", features.num_images, folder=folder), contextlib.ExitStack() as opened:
+        if among_candidates:
+            made = fingerprint(stage.key)
+            how: Any = {"seed": place.seed, "use_gpu": place.engine.use_gpu}
+            candidates.make(folder, made, features, references[0], settings, index, **how)
         if not uris.exists(stage.path(head_name(settings.row_folds - 1))):
             with place.progress.step("out-of-fold heads", settings.row_folds * heads.epochs, "epochs") as step:
                 train_on_workers(
                     heads_loop, job, uri=folder, settings=place.engine, on_progress=place.follow(step, "evidence")
                 )
         with place.progress.step("evidence", features.num_images) as step:
-            if num_classes > settings.exact_classes:
-                write_means(job, references[0])
-            prototypes(job)
+            among = None
+            if among_candidates:
+                among = opened.enter_context(candidates.candidate_index(folder, use_gpu=place.engine.use_gpu))
+            prototypes(job, among)
             shards = list(features.shards)
-            for position, _ in map_shards(image_shard, shards, job):
+            for position, _ in map_shards(image_shard, shards, job, among):
                 step.advance(shards[position].rows)
             for _ in map_shards(class_shard, features.class_ranges(), job):
                 pass
@@ -146,14 +158,14 @@ def row_fold_heads(folder: str, folds: int) -> list[FrozenHead]:
     return [head_from_bytes(content).frozen() for content in contents]
 
 
-def prototypes(job: Job) -> None:
+def prototypes(job: Job, among: ClassIndex | None) -> None:
     """Mean feature of all images, then prototypes of classes: sums over shards, added up here."""
     # Added in the order of the shards, so that rounding does not depend on which task was first.
     parts: dict[int, np.ndarray] = dict(map_shards(feature_sum, list(job.features.shards), job))
     total_D = sum((parts[k] for k in sorted(parts)), np.zeros(job.features.width))
     centre_D = (total_D / max(job.features.num_images, 1)).astype(np.float32)
     sums = ClassSums.zeros(job.num_classes, job.features.width)
-    found: dict[int, ClassSums] = dict(map_shards(sums_of_shard, list(job.features.shards), job, centre_D))
+    found: dict[int, ClassSums] = dict(map_shards(sums_of_shard, list(job.features.shards), job, centre_D, among))
     for position in sorted(found):
         sums += found[position]
     write_array(uris.join(job.folder, "centre.npy"), centre_D)
@@ -165,52 +177,25 @@ def feature_sum(shard: Shard, job: Job) -> np.ndarray:
     return job.features.read(shard).feature_ND.astype(np.float64).sum(axis=0)
 
 
-def compared(job: Job, feature_ND: np.ndarray) -> Compared:
+def compared(job: Job, feature_ND: np.ndarray, among: ClassIndex | None) -> Compared:
     """All classes when there are few; otherwise those whose mean references are nearest, and a sampled tail."""
-    if job.num_classes <= job.settings.exact_classes:
+    if among is None:
         return Compared(job.num_classes)
-    candidate_NM = nearest_classes(
-        feature_ND,
-        read_array(uris.join(job.folder, "means.npy")),
-        read_array(uris.join(job.folder, "means_label.npy")),
-        job.settings.candidates,
-    )
+    candidate_NM = candidates.nearest_classes(feature_ND, among, job.settings.candidates)
     return Compared.candidates(candidate_NM, job.num_classes, tail=job.settings.tail, seed=job.seed)
 
 
-def nearest_classes(feature_ND: np.ndarray, mean_CD: np.ndarray, label_C: np.ndarray, most: int) -> np.ndarray:
-    """int64 [N, M]: the classes whose mean is most like each image, by cosine; -1 where there are fewer classes."""
-    import faiss
-
-    faiss.omp_set_num_threads(1)
-    index = faiss.IndexFlatIP(mean_CD.shape[1])
-    index.add(unit(mean_CD))
-    found_NM = index.search(unit(feature_ND), most)[1]
-    return np.where(found_NM >= 0, label_C[found_NM], -1)
-
-
-def unit(vector_XD: np.ndarray) -> np.ndarray:
-    return vector_XD / np.maximum(np.linalg.norm(vector_XD, axis=1, keepdims=True), 1e-12)
-
-
-def write_means(job: Job, references: str) -> None:
-    """Mean reference of each class, centred like the features: what candidates are searched among."""
-    sets = references_stage.read(references, job.features.class_ranges(), job.features.width)
-    write_array(uris.join(job.folder, "means.npy"), sets.mean_CD())
-    write_array(uris.join(job.folder, "means_label.npy"), sets.label_C)
-
-
-def sums_of_shard(shard: Shard, job: Job, centre_D: np.ndarray) -> ClassSums:
+def sums_of_shard(shard: Shard, job: Job, centre_D: np.ndarray, among: ClassIndex | None) -> ClassSums:
     features = job.features.read(shard)
     feature_ND = features.feature_ND.astype(np.float32)
     class_N = features.label_N.astype(np.int64)
     log_probability_N = own_log_probability(
-        out_of_fold(job), feature_ND, class_N, features.row_N, compared(job, feature_ND)
+        out_of_fold(job), feature_ND, class_N, features.row_N, compared(job, feature_ND, among)
     )
     return class_sums(feature_ND, class_N, log_probability_N, centre_D)
 
 
-def image_shard(shard: Shard, job: Job) -> None:
+def image_shard(shard: Shard, job: Job, among: ClassIndex | None) -> None:
     features = job.features.read(shard)
     feature_ND = features.feature_ND.astype(np.float32)
     found = image_signals(
@@ -220,7 +205,7 @@ def image_shard(shard: Shard, job: Job) -> None:
         features.label_N.astype(np.int64),
         features.row_N,
         read_array(uris.join(job.folder, "centre.npy")),
-        compared(job, feature_ND),
+        compared(job, feature_ND, among),
     )
     columns: dict[str, Any] = {"row": features.row_N, "label": features.label_N} | found.signals
     columns |= {"best_other": found.best_other_N.astype(np.int32)}

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from cleanscale.reporting.terminal import Summary
-from cleanscale.stages import evaluate, overview
+from cleanscale.stages import duplicate_classes, evaluate, open_set, overview
 from cleanscale.stages.feature_shards import FeatureShards
 from cleanscale.stages.ingest import Ingested
 from cleanscale.stages.place import Place
@@ -31,6 +31,7 @@ def run(
     *,
     detector: str,
     class_index: str,
+    evidence: str,
     versions: dict[str, str],
     newest_round: int,
     parts: Sequence[str],
@@ -46,8 +47,10 @@ def run(
     known = earlier.metrics if earlier else None
     numbers = evaluate.metrics(place, settings, judged, predicted, detector, earlier=known)
     if earlier is None:
-        publish_relevance(place, relevance, features)
+        publish(place, relevance, "relevance", features)
+        publish(place, uris.join(relevance, open_set.FOLDER), open_set.FOLDER, features)
         overview.run(place, data, features, relevance, judged, detector)
+        duplicate_classes.run(place, data, features, class_index, evidence)
     rejected = gather_rejected(place, parts)
     if draw:
         from cleanscale.stages import figures
@@ -67,6 +70,8 @@ def run(
             "relevance table": place.path("relevance"),
             "metrics": place.path("metrics.json"),
             "classes": place.path(overview.PER_CLASS),
+            "classes twice": place.path(duplicate_classes.TABLE),
+            "of no class": place.path(open_set.FOLDER),
             "figures": place.path("figures"),
             "rejected rows": place.path("rejected.parquet"),
         },
@@ -85,12 +90,12 @@ def measurements(place: Place, newest_round: int) -> dict[str, Any]:
     }
 
 
-def publish_relevance(place: Place, relevance: str, features: FeatureShards) -> None:
-    """The newest relevance table in relevance/: the product, flat. Files of an older one go last."""
+def publish(place: Place, folder: str, name: str, features: FeatureShards) -> None:
+    """The newest tables of a stage's folder in the folder `name` of the run, flat. Files of older ones go last."""
     names = [f"{shard.name}.parquet" for shard in features.shards]
-    for name in names:
-        uris.write_bytes(place.path("relevance", name), uris.read_bytes(uris.join(relevance, name)))
-    for file in uris.list_files(place.path("relevance"), (".parquet",)):
+    for file in names:
+        uris.write_bytes(place.path(name, file), uris.read_bytes(uris.join(folder, file)))
+    for file in uris.list_files(place.path(name), (".parquet",)):
         if file.path not in names:
             uris.remove_tree(file.uri)
 
