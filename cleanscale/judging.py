@@ -42,6 +42,7 @@ def make_evidence(
         train.num_classes,
         settings.heads,
         settings.evidence,
+        settings.index,
         references=sets,
         weights=weights,
     )
@@ -67,7 +68,9 @@ def judge(
     made: dict[str, Made] = {"evidence": seen}
     if with_cleannet:
         made["cleannet"] = stage(folder("cleannet"), cleannet.run, place, shards, sets, checked, settings.cleannet)
-        made["class_index"] = stage(folder("class_index"), class_index.run, place, shards, sets, made["cleannet"])
+        made["class_index"] = stage(
+            folder("class_index"), class_index.run, place, shards, sets, made["cleannet"], settings.index
+        )
         published = published_cleannet(settings, place, folder("cleannet_published"), shards, sets, checked)
         made |= {"cleannet_published": published} if published else {}
     own = detector_signals.of_named(

@@ -144,6 +144,7 @@ def round_ended(
         settings.evaluate,
         detector=settings.detector.name,
         class_index=uris.join(last.relevance[0].rsplit("/", 1)[0], "class_index"),
+        evidence=last.evidence[0],
         versions=versions(),
         newest_round=number,
         parts=[name for name in ("train", "test", "clean") if getattr(inputs, name) is not None],

@@ -31,8 +31,8 @@ AHEAD = 2  # calls that each actor has waiting
 SMALL_BYTES = 32 << 20  # vectors of an index that is loaded rather than asked for
 RESTARTS = 100  # of an actor: nodes may come and go for as long as a run takes
 
-# The reference sets of some of the classes of a range; must be picklable.
-ReadReferences = Callable[[ClassRange, np.ndarray], ReferenceSets]
+# The reference sets of some classes, None where they have none; must be picklable.
+ReadReferences = Callable[[np.ndarray], ReferenceSets | None]
 
 
 class Ranges:
@@ -56,15 +56,6 @@ class Ranges:
         return found_NE
 
 
-def references_of(
-    ranges: Sequence[ClassRange], read: ReadReferences | None, label_N: np.ndarray
-) -> list[ReferenceSets]:
-    """The reference sets of the classes that are in these ranges, read only now."""
-    assert read is not None, "this index was opened without reference sets"
-    inside = [(one, label_N[(label_N >= one.first) & (label_N < one.stop)]) for one in ranges]
-    return [read(one, label_X) for one, label_X in inside if len(label_X)]
-
-
 @ray.remote
 class RangeActor:
     """`Ranges` in a process of their own."""
@@ -76,7 +67,7 @@ class RangeActor:
 
         one_thread()
         faiss.omp_set_num_threads(threads)
-        self.own, self.read = ranges, read
+        self.read = read
         self.ranges = Ranges(IndexFiles.read(folder), ranges, gpu_resources() if use_gpu else None)
 
     def search(self, query_QE: np.ndarray, list_QP: np.ndarray | None, most: int) -> Candidates:
@@ -85,8 +76,9 @@ class RangeActor:
     def embeddings(self, label_N: np.ndarray) -> np.ndarray:
         return self.ranges.embeddings(label_N)
 
-    def references(self, label_N: np.ndarray) -> list[ReferenceSets]:
-        return references_of(self.own, self.read, label_N)
+    def references(self, label_N: np.ndarray) -> ReferenceSets | None:
+        assert self.read is not None, "this index was opened without reference sets"
+        return self.read(label_N)
 
     def process(self) -> int:
         return os.getpid()
@@ -146,10 +138,10 @@ class ClassIndex:
         """The reference sets of these classes, each once; classes without are left out. None where there are none."""
         label_N = np.unique(label_N)
         if self.actors is None:
-            parts = references_of(self.files.ranges, self.read, label_N)
-        else:
-            asked = [actor.references.remote(label_N[at_X]) for actor, at_X in self._owners(label_N)]
-            parts = [part for answer in asked for part in fetch(answer)]
+            assert self.read is not None, "this index was opened without reference sets"
+            return self.read(label_N)
+        asked = [actor.references.remote(label_N[at_X]) for actor, at_X in self._owners(label_N)]
+        parts = [part for part in map(fetch, asked) if part is not None]
         return ReferenceSets.concatenate(parts) if parts else None
 
     def _owners(self, label_N: np.ndarray) -> Iterator[tuple[Any, np.ndarray]]:
@@ -192,13 +184,11 @@ def opened(
     hands = [files.ranges[k :: min(most, len(files.ranges))] for k in range(min(most, len(files.ranges)))]
     options = {"max_restarts": RESTARTS, "max_task_retries": -1, "scheduling_strategy": "SPREAD"}
     start = RangeActor.options(num_cpus=0, num_gpus=1 if gpu else 0, **options).remote
-    actors: list[tuple[Any, tuple[ClassRange, ...]]] = [
-        (start(folder, hand, read, threads, gpu), hand) for hand in hands
-    ]
+    started: list[Any] = [start(folder, hand, read, threads, gpu) for hand in hands]
     try:
-        yield ClassIndex(files, actors, read)
+        yield ClassIndex(files, list(zip(started, hands, strict=True)), read)
     finally:
-        for actor, _ in actors:
+        for actor in started:
             ray.kill(actor)
 
 

@@ -157,8 +157,7 @@ def description(run: FinishedRun) -> dict[str, Any]:
 def verified_decisions(run: FinishedRun, sources: Sources) -> pa.Table:
     """row, id, label, wrong (as verified), mislabeled (as decided without the class's verification labels)."""
     train, settings = run.ingested("train"), run.settings
-    classes = None if sources.class_index is None else class_index.read(sources.class_index)
-    evidence, verified_V = relevance.verified_evidence(sources, train.verification(), classes, one_by_one)
+    evidence, verified_V = relevance.verified_evidence(sources, train.verification(), one_by_one)
     detector = DETECTORS[settings.detector.name]
     sure: dict[str, int] = {"class_folds": settings.evidence.class_folds, "seed": settings.run.seed}
     mislabeled_V = np.zeros(len(evidence), bool)

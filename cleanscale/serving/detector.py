@@ -20,9 +20,9 @@ import torch
 
 from cleanscale.datasets.labels import MISSING, UNKNOWN, LabelMap
 from cleanscale.detectors import DETECTORS, Decision, Evidence, FittedDetector
-from cleanscale.maths.class_embeddings import ClassEmbeddings, cosine
+from cleanscale.maths.class_embeddings import ClassEmbeddings, cosine, suggested
 from cleanscale.maths.compared_classes import Compared, blocks_of_rows
-from cleanscale.maths.evidence import OutOfFold, image_signals, other_class_signals
+from cleanscale.maths.evidence import ImageSignals, OutOfFold, image_signals, other_class_signals
 from cleanscale.maths.projection import Projection
 from cleanscale.models.classifier import classifier_from_bytes
 from cleanscale.models.cleannet import CleanNet
@@ -195,12 +195,18 @@ class ServedDetector:
         with torch.inference_mode():
             query_XE = query_embeddings(self.cleannet, feature_XD)
         relevance_X = cosine(query_XE, self.classes.embeddings.of(label_X))
-        evidence, other_X = self.evidence(feature_XD, label_X, relevance_X)
+        evidence, found = self.evidence(feature_XD, label_X, relevance_X)
         decision = self.decide(evidence)
         probability_X = decision.probability_correct_N
         if probability_X is None:  # as in the relevance table
             probability_X = (~decision.mislabeled_N).astype(np.float32)
-        similarity_X = np.nan_to_num(cosine(query_XE, self.classes.embeddings.of(other_X)))
+        other_X, similarity_X = suggested(
+            found.best_other_N,
+            found.best_other_log_probability_N,
+            cosine(query_XE, self.classes.embeddings.of(found.best_other_N)),
+            *self.classes.embeddings.nearest_other(query_XE, label_X),
+        )
+        similarity_X = np.nan_to_num(similarity_X)
         return [
             {"relevance": relevance, "probability_correct": probability, "mislabeled": wrong}
             | (
@@ -220,8 +226,8 @@ class ServedDetector:
 
     def evidence(
         self, feature_XD: np.ndarray, label_X: np.ndarray, relevance_X: np.ndarray
-    ) -> tuple[Evidence, np.ndarray]:
-        """(signals as the run's evidence and relevance stages make them, best other class or -1)."""
+    ) -> tuple[Evidence, ImageSignals]:
+        """(signals as the run's evidence and relevance stages make them, what was found of each image alone)."""
         row_X, class_X = np.zeros(len(label_X), np.int64), label_X.astype(np.int64)
         found = image_signals(
             OutOfFold([self.heads], self.described["seed"]),
@@ -237,7 +243,7 @@ class ServedDetector:
         signals["cleannet_cosine"] = relevance_X
         if self.classes.means is not None:
             signals["reference_cosine"] = self.classes.reference_cosine(feature_XD, label_X)
-        return Evidence(row_X, label_X, signals), found.best_other_N
+        return Evidence(row_X, label_X, signals), found
 
     def compared(self, feature_XD: np.ndarray) -> Compared:
         """All classes, or, where the run compared with candidates, those that it would have taken."""

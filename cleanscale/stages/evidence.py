@@ -7,6 +7,7 @@ The heads train in one Ray Train worker group; the signals are computed shard by
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from cleanscale.detectors.settings import EvidenceSettings
+from cleanscale.engine.class_index import ClassIndex
 from cleanscale.engine.tasks import map_shards, shared_value
 from cleanscale.maths.evidence import (
     ClassSums,
@@ -28,14 +30,14 @@ from cleanscale.maths.evidence import (
     logit_signals,
     other_class_signals,
 )
-from cleanscale.stages import evidence_heads
-from cleanscale.stages import references as references_stage
+from cleanscale.stages import candidates, evidence_heads
 from cleanscale.stages.evidence_heads import HeadsJob, heads_of
 from cleanscale.stages.feature_shards import FeatureShards
 from cleanscale.stages.place import Place
+from cleanscale.stages.settings import ClassIndexSettings
 from cleanscale.storage import arrays, class_arrays, uris
 from cleanscale.storage.arrays import read_array, write_array
-from cleanscale.storage.manifests import Manifest, open_stage
+from cleanscale.storage.manifests import Manifest, fingerprint, open_stage
 from cleanscale.storage.shards import Shard
 from cleanscale.storage.tables import read_table, write_table
 from cleanscale.training.head_settings import HeadSettings
@@ -44,7 +46,7 @@ PROTOTYPES, STATISTICS, CENTRE = "prototypes", "statistics", "centre.npy"
 CLASS_ARRAYS = (PROTOTYPES, STATISTICS)
 FORM = 2  # of what the stage leaves
 # What one pass leaves for the next; removed at the end.
-MEANS, LOGITS, CANDIDATES, SUMS, IMAGES = "means", "logits", "candidates", "sums", "images"
+LOGITS, CANDIDATES, SUMS, IMAGES = "logits", "candidates", "sums", "images"
 
 
 @dataclass(frozen=True)
@@ -64,11 +66,14 @@ def run(
     num_classes: int,
     heads: HeadSettings,
     settings: EvidenceSettings,
+    index: ClassIndexSettings,
     *,
     references: tuple[str, str],
     weights: tuple[str, str] | None,
 ) -> Manifest:
     """Heads and signals of all images, a file per class shard. weights: (URI by row, fingerprint) for the heads."""
+    among_candidates = num_classes > settings.exact_classes
+    search = {"index": index.model_dump(mode="json", exclude={"recall", "shard_bytes"})} if among_candidates else {}
     stage = open_stage(
         folder,
         "evidence",
@@ -76,6 +81,7 @@ def run(
             "heads": heads.relevant(num_classes),
             "evidence": settings.model_dump(mode="json", exclude={"class_folds"}) | {"form": FORM},
             "run": {"seed": place.seed},
+            **search,
         },
         {"features": features.fingerprint, "references": references[1]} | ({"weights": weights[1]} if weights else {}),
     )
@@ -83,26 +89,30 @@ def run(
         return stage.complete
     plan = heads.resolved(num_classes)
     job = Job(features, num_classes, settings, weights[0] if weights else None, place.seed, folder)
-    with place.timed("evidence", features.num_images, folder=folder):
+    with place.timed("evidence", features.num_images, folder=folder), contextlib.ExitStack() as opened:
+        among = None
+        if among_candidates:
+            made, use_gpu = fingerprint(stage.key), place.engine.use_gpu
+            candidates.make(folder, made, features, references[0], settings, index, seed=place.seed, use_gpu=use_gpu)
         evidence_heads.run(
             place,
             folder,
             HeadsJob(features, num_classes, plan, settings.row_folds, job.weights_uri, place.seed),
         )
+        if among_candidates:
+            among = opened.enter_context(candidates.candidate_index(folder, use_gpu=place.engine.use_gpu))
         with place.progress.step("evidence", features.num_images) as step:
             shards, ranges = list(features.shards), features.class_ranges()
-            if num_classes > settings.exact_classes:
-                each_missing(range_means, ranges, job, MEANS, references[0])
             centre_D = centre_of(job)
             scorers = shared_value(heads_of, folder, settings.row_folds, place.seed)
-            each_missing(logit_shard, shards, job, LOGITS, scorers, candidates_among(job), centre_D)
+            each_missing(logit_shard, shards, job, LOGITS, scorers, among, centre_D)
             each_missing(prototype_range, ranges, job, PROTOTYPES)
             prototypes = shared_value(class_arrays.read_classes, stage.path(PROTOTYPES), PROTOTYPES, num_classes)
             each_missing(cosine_shard, shards, job, IMAGES, prototypes, centre_D)
             statistics = shared_value(class_arrays.read_classes, stage.path(STATISTICS), STATISTICS, num_classes)
             for position, _ in map_shards(class_shard, ranges, job, statistics):
                 step.advance(sum(shard.rows for shard in ranges[position]))
-        for passing in (MEANS, LOGITS, CANDIDATES, SUMS, IMAGES):
+        for passing in (LOGITS, CANDIDATES, SUMS, IMAGES):
             uris.remove_tree(stage.path(passing))
     written = [{"file": f"{s.name}.parquet", "rows": s.rows} for s in features.shards]
     return stage.finish(written)
@@ -136,38 +146,6 @@ def feature_sum(shard: Shard, job: Job) -> np.ndarray:
     return job.features.read(shard).feature_ND.sum(axis=0, dtype=np.float64)
 
 
-def range_means(shards: list[Shard], job: Job, references: str) -> None:
-    """Mean reference of each class of a range: what candidates are searched among."""
-    sets = references_stage.read(references, shards, job.features)
-    first = shards[0].label_start
-    mean_CD = np.zeros((shards[0].label_stop - first, job.features.width), np.float32)
-    mean_CD[sets.label_C - first] = unit(sets.mean_CD())
-    class_arrays.write_range(uris.join(job.folder, MEANS), MEANS, first, mean_CD)
-
-
-def candidates_among(job: Job) -> Any:
-    """What `nearest_classes` searches; None where every image is compared with all classes."""
-    if job.num_classes <= job.settings.exact_classes:
-        return None
-    return shared_value(class_arrays.read_classes, uris.join(job.folder, MEANS), MEANS, job.num_classes)
-
-
-def nearest_classes(feature_ND: np.ndarray, mean_CD: np.ndarray, most: int) -> np.ndarray:
-    """int32 [N, M]: the classes whose mean is most like each image, by cosine; -1 where there are fewer classes."""
-    import faiss
-
-    faiss.omp_set_num_threads(1)
-    index = faiss.IndexFlatIP(mean_CD.shape[1])
-    present_C = np.flatnonzero(np.einsum("cd,cd->c", mean_CD, mean_CD) > 0)
-    index.add(mean_CD[present_C])
-    found_NM = index.search(unit(feature_ND), most)[1]
-    return np.where(found_NM >= 0, present_C[found_NM], -1).astype(np.int32)
-
-
-def unit(vector_XD: np.ndarray) -> np.ndarray:
-    return vector_XD / np.maximum(np.linalg.norm(vector_XD, axis=1, keepdims=True), 1e-12)
-
-
 def compared(job: Job, candidate_NM: np.ndarray | None) -> Compared:
     """All classes when there are few; otherwise those whose mean references are nearest, and a sampled tail."""
     if candidate_NM is None:
@@ -175,13 +153,13 @@ def compared(job: Job, candidate_NM: np.ndarray | None) -> Compared:
     return Compared.candidates(candidate_NM, job.num_classes, tail=job.settings.tail, seed=job.seed)
 
 
-def logit_shard(shard: Shard, job: Job, heads: OutOfFold, mean_CD: np.ndarray | None, centre_D: np.ndarray) -> None:
+def logit_shard(shard: Shard, job: Job, heads: OutOfFold, among: ClassIndex | None, centre_D: np.ndarray) -> None:
     """What the out-of-fold heads say of a shard's images, and what they add to the prototypes."""
     features = job.features.read(shard)
     feature_ND = features.feature_ND.astype(np.float32)
     candidate_NM = None
-    if mean_CD is not None:
-        candidate_NM = nearest_classes(feature_ND, mean_CD, job.settings.candidates)
+    if among is not None:
+        candidate_NM = candidates.nearest_classes(feature_ND, among, job.settings.candidates)
         write_array(uris.join(job.folder, CANDIDATES, f"{shard.name}.npy"), candidate_NM)
     class_N = features.label_N.astype(np.int64)
     found = logit_signals(heads, feature_ND, class_N, features.row_N, compared(job, candidate_NM))

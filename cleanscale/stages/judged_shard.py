@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from cleanscale.detectors import DETECTORS, Evidence
-from cleanscale.engine.tasks import shared_value
-from cleanscale.maths.class_embeddings import ClassEmbeddings, cosine
+from cleanscale.engine.class_index import ClassIndex
+from cleanscale.maths.class_embeddings import cosine, suggested
+from cleanscale.maths.class_search import without
 from cleanscale.stages import class_index as class_index_stage
 from cleanscale.stages import cleannet as cleannet_stage
 from cleanscale.stages import references as references_stage
@@ -49,19 +49,20 @@ class Sources:
 
 @dataclass(frozen=True)
 class JudgedShard:
-    """One shard, read once. best_other_N: the most probable class but the own; -1 where there is none."""
+    """One shard, read once. best_other_N: the most probable class but the own; -1 where there is none.
+
+    query_NE: None without CleanNet.
+    """
 
     features: Features
     evidence: Evidence
     best_other_N: np.ndarray
-    query_NE: np.ndarray
-    classes: ClassEmbeddings | None
+    best_other_log_probability_N: np.ndarray
+    query_NE: np.ndarray | None
 
     @classmethod
-    def read(
-        cls, shard: Shard, sources: Sources, classes: ClassEmbeddings | None, row_V: np.ndarray | None = None
-    ) -> JudgedShard:
-        """classes: of all classes, where there is CleanNet. row_V: only those of these rows that are in the shard."""
+    def read(cls, shard: Shard, sources: Sources, row_V: np.ndarray | None = None) -> JudgedShard:
+        """row_V: only those of these rows that are in the shard."""
         features = sources.features.read(shard, ids=row_V is None)
         table = read_table(uris.join(sources.evidence, f"{shard.name}.parquet"))
         chosen = np.arange(len(features)) if row_V is None else np.flatnonzero(np.isin(features.row_N, row_V))
@@ -71,27 +72,75 @@ class JudgedShard:
         table = table.take(pa.array(places(table["row"].to_numpy(), features.row_N)))
         signals = {n: table[n].to_numpy() for n in table.column_names if n not in NOT_SIGNALS}
         feature_ND = features.feature_ND.astype(np.float32)
-        query_NE = np.empty((len(features), 0), np.float32)
-        if sources.cleannet is not None and classes is not None:
+        query_NE = None
+        if sources.cleannet is not None and sources.class_index is not None:
+            classes = class_index_stage.read_range(sources.class_index, [shard])
             query_NE = query_embeddings(cleannet_stage.load(sources.cleannet), feature_ND)
             signals["cleannet_cosine"] = cosine(query_NE, classes.of(features.label_N))
         signals["reference_cosine"] = cosine_to_means(feature_ND, mean_CD, position_N)
         for folder in sources.signals.values():
             signals |= stored_signals(uris.join(folder, f"{shard.name}.parquet"), features.row_N)
         evidence = Evidence(features.row_N, features.label_N, signals)
-        return cls(features, evidence, table["best_other"].to_numpy(), query_NE, classes)
+        best = (table[name].to_numpy() for name in ("best_other", "best_other_log_probability"))
+        return cls(features, evidence, *best, query_NE)
 
-    def suggestions(self, mislabeled_N: np.ndarray) -> tuple[pa.Array, pa.Array]:
-        """For labels called wrong, the best other class and the image's relevance to it; null for the rest."""
-        known_N = mislabeled_N & (self.best_other_N >= 0)
-        if self.classes is None:
-            nothing = pa.nulls(len(known_N), pa.float32())
-            return pa.array(self.best_other_N, pa.int32(), mask=~known_N), nothing
-        similarity_N = np.nan_to_num(cosine(self.query_NE, self.classes.of(self.best_other_N)))
-        return (
-            pa.array(self.best_other_N, pa.int32(), mask=~known_N),
-            pa.array(similarity_N, pa.float32(), mask=~known_N),
+    def suggestions(self, mislabeled_N: np.ndarray, near: Nearest | None) -> tuple[pa.Array, pa.Array]:
+        """For labels called wrong, the best other class and the image's relevance to it; null for the rest.
+
+        near: of the images called wrong; None without CleanNet.
+        """
+        label_N = self.best_other_N.astype(np.int32)
+        relevance_N = np.full(len(label_N), np.nan, np.float32)
+        wrong_X = np.flatnonzero(mislabeled_N)
+        if near is not None:
+            log_probability_X = self.best_other_log_probability_N[wrong_X]
+            label_N[wrong_X], relevance_N[wrong_X] = suggested(
+                label_N[wrong_X], log_probability_X, near.found_relevance_X, near.label_X, near.relevance_X
+            )
+        known_N = mislabeled_N & (label_N >= 0)
+        relevance = pa.array(np.nan_to_num(relevance_N), pa.float32(), mask=~known_N)
+        if near is None:
+            relevance = pa.nulls(len(label_N), pa.float32())
+        return pa.array(label_N, pa.int32(), mask=~known_N), relevance
+
+    def nearest(self, mislabeled_N: np.ndarray, index: ClassIndex | None) -> Nearest | None:
+        """What the class index says of the images called wrong; None without CleanNet."""
+        if index is None or self.query_NE is None:
+            return None
+        wrong_X = np.flatnonzero(mislabeled_N)
+        query_XE, own_X, found_X = self.query_NE[wrong_X], self.features.label_N[wrong_X], self.best_other_N[wrong_X]
+        label_XK, relevance_XK = without(*index.search(query_XE, 2), own_X)
+        return Nearest(
+            own_X,
+            self.evidence.signals["cleannet_cosine"][wrong_X],
+            found_X,
+            cosine(query_XE, index.embeddings(found_X)),
+            label_XK[:, 0],
+            np.where(label_XK[:, 0] >= 0, relevance_XK[:, 0].clip(-1, 1), np.nan),
         )
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """Of each image called wrong: its class, the best other class of the evidence, and that of the class index.
+
+    Labels -1 where there is none; relevance NaN where it is not known.
+    """
+
+    own_X: np.ndarray
+    own_relevance_X: np.ndarray
+    found_X: np.ndarray
+    found_relevance_X: np.ndarray
+    label_X: np.ndarray
+    relevance_X: np.ndarray
+
+    def of_all(self) -> tuple[np.ndarray, np.ndarray]:
+        """(int32 [X], float32 [X]): the class that is nearest of the three, and how relevant the image is to it."""
+        label_3X = np.stack([self.own_X, self.found_X, self.label_X]).astype(np.int32)
+        relevance_3X = np.stack([self.own_relevance_X, self.found_relevance_X, self.relevance_X])
+        best_X = np.nan_to_num(relevance_3X, nan=-np.inf).argmax(axis=0)
+        image_X = np.arange(len(best_X))
+        return label_3X[best_X, image_X], relevance_3X[best_X, image_X].astype(np.float32)
 
 
 def stored_signals(uri: str, row_N: np.ndarray) -> dict[str, np.ndarray]:
@@ -101,16 +150,9 @@ def stored_signals(uri: str, row_N: np.ndarray) -> dict[str, np.ndarray]:
     return {name: table[name].to_numpy() for name in table.column_names if name != "row"}
 
 
-def evidence_of_rows(
-    shard: Shard, sources: Sources, row_V: np.ndarray, classes: ClassEmbeddings | None = None
-) -> Evidence:
+def evidence_of_rows(shard: Shard, sources: Sources, row_V: np.ndarray) -> Evidence:
     """Evidence of those of these rows that are in the shard."""
-    return JudgedShard.read(shard, sources, classes, row_V).evidence
-
-
-def shared_classes(sources: Sources) -> Any:
-    """All class embeddings, once on each node, for tasks that judge; None without CleanNet."""
-    return None if sources.class_index is None else shared_value(class_index_stage.read, sources.class_index)
+    return JudgedShard.read(shard, sources, row_V).evidence
 
 
 def published_evidence(features: Features, shard: Shard, sources: Sources) -> Evidence:

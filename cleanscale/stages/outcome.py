@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from cleanscale.engine.tasks import map_shards
 from cleanscale.reporting.terminal import Summary
-from cleanscale.stages import evaluate, overview
+from cleanscale.stages import duplicate_classes, evaluate, open_set, overview
 from cleanscale.stages.feature_shards import FeatureShards
 from cleanscale.stages.ingest import Ingested
 from cleanscale.stages.place import Place
@@ -32,6 +32,7 @@ def run(
     *,
     detector: str,
     class_index: str,
+    evidence: str,
     versions: dict[str, str],
     newest_round: int,
     parts: Sequence[str],
@@ -47,8 +48,10 @@ def run(
     known = earlier.metrics if earlier else None
     numbers = evaluate.metrics(place, settings, judged, predicted, detector, earlier=known)
     if earlier is None:
-        publish_relevance(place, relevance, features)
+        publish(place, relevance, "relevance", features)
+        publish(place, uris.join(relevance, open_set.FOLDER), open_set.FOLDER, features)
         overview.run(place, data, features, relevance, judged, detector)
+        duplicate_classes.run(place, data, features, class_index, evidence)
     rejected = gather_rejected(place, parts)
     if draw:
         from cleanscale.stages import figures
@@ -68,6 +71,8 @@ def run(
             "relevance table": place.path("relevance"),
             "metrics": place.path("metrics.json"),
             "classes": place.path(overview.PER_CLASS),
+            "classes twice": place.path(duplicate_classes.TABLE),
+            "of no class": place.path(open_set.FOLDER),
             "figures": place.path("figures"),
             "rejected rows": place.path("rejected.parquet"),
         },
@@ -86,12 +91,12 @@ def measurements(place: Place, newest_round: int) -> dict[str, Any]:
     }
 
 
-def publish_relevance(place: Place, relevance: str, features: FeatureShards) -> None:
-    """The newest relevance table in relevance/: the product, flat. Files of an older one go last."""
+def publish(place: Place, folder: str, name: str, features: FeatureShards) -> None:
+    """The newest tables of a stage's folder in the folder `name` of the run, flat. Files of older ones go last."""
     names = [f"{shard.name}.parquet" for shard in features.shards]
-    for _ in map_shards(copy_file, names, relevance, place.path("relevance")):
+    for _ in map_shards(copy_file, names, folder, place.path(name)):
         pass
-    for file in uris.list_files(place.path("relevance"), (".parquet",)):
+    for file in uris.list_files(place.path(name), (".parquet",)):
         if file.path not in names:
             uris.remove_tree(file.uri)
 

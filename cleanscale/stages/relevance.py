@@ -7,7 +7,9 @@ Detectors are fitted here, on the evidence of verified images alone; applied sha
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,16 +18,18 @@ import pyarrow as pa
 
 from cleanscale import schema
 from cleanscale.detectors import DETECTORS, Decision, Evidence
+from cleanscale.engine.class_index import ClassIndex, opened
 from cleanscale.engine.tasks import map_shards
-from cleanscale.maths.class_embeddings import ClassEmbeddings
+from cleanscale.stages import class_index as class_index_stage
 from cleanscale.stages import cleannet as cleannet_stage
+from cleanscale.stages import open_set
 from cleanscale.stages.judged_shard import (
     JudgedShard,
+    Nearest,
     Sources,
     crossfitted_cosines,
     evidence_of_rows,
     published_evidence,
-    shared_classes,
 )
 from cleanscale.stages.place import Place
 from cleanscale.stages.settings import DetectorSettings, TreatmentSettings
@@ -79,29 +83,38 @@ def run(
     job = Job(sources, verification, settings, treatment, place.seed, folder)
     images = sources.features.num_images
     with place.timed("relevance", images, folder=folder), place.progress.step("relevance", images) as step:
-        classes = shared_classes(sources)
-        evidence, verified_N = verified_evidence(sources, verification, classes)
+        evidence, verified_N = verified_evidence(sources, verification)
         fitted = fit_detectors(job, evidence, verified_N, class_folds)
         write_json(stage.path(DETECTORS_FILE), {name: f.to_dict() for name, f in fitted.items()})
+        write_json(stage.path(open_set.THRESHOLD), open_set.threshold(evidence, verified_N))
         shards = list(sources.features.shards)
-        for position, _ in map_shards(judge_shard, shards, job, classes):
-            step.advance(shards[position].rows)
+        with searched(sources, use_gpu=place.engine.use_gpu) as index:
+            for position, _ in map_shards(judge_shard, shards, job, index):
+                step.advance(shards[position].rows)
         for _ in map_shards(gather_weights, [num_rows], job):
             pass
     return stage.finish([{"file": f"{s.name}.parquet", "rows": s.rows} for s in shards])
 
 
-def verified_evidence(
-    sources: Sources, verification: pa.Table, classes: Any, each: Any = map_shards
-) -> tuple[Evidence, np.ndarray]:
+@contextlib.contextmanager
+def searched(sources: Sources, *, use_gpu: bool) -> Iterator[ClassIndex | None]:
+    """The index of class embeddings for the time of a `with`; None without CleanNet."""
+    if sources.class_index is None:
+        yield None
+        return
+    with opened(class_index_stage.index_folder(sources.class_index), use_gpu=use_gpu) as index:
+        yield index
+
+
+def verified_evidence(sources: Sources, verification: pa.Table, each: Any = map_shards) -> tuple[Evidence, np.ndarray]:
     """Evidence of verified images, with cosines of CleanNets that saw no verification label of their class.
 
-    classes: of `shared_classes`, or what it stands for. each: what goes through the shards, as `map_shards` does.
+    each: what goes through the shards, as `map_shards` does.
     """
     row_V = verification["row"].to_numpy()
     label_V = verification["label"].to_numpy()
     wanted = [s for s in sources.features.shards if s.contains(label_V, row_V).any()]
-    found: dict[int, Evidence] = dict(each(evidence_of_rows, wanted, sources, np.sort(row_V), classes))
+    found: dict[int, Evidence] = dict(each(evidence_of_rows, wanted, sources, np.sort(row_V)))
     pieces = [found[k] for k in sorted(found)]
     if not pieces:
         nothing = np.empty(0, np.int64)
@@ -129,9 +142,9 @@ def fit_detectors(job: Job, evidence: Evidence, verified_N: np.ndarray, class_fo
     return fitted
 
 
-def judge_shard(shard: Shard, job: Job, classes: ClassEmbeddings | None) -> None:
+def judge_shard(shard: Shard, job: Job, index: ClassIndex | None) -> None:
     """Write the shard's relevance table and what every detector decided."""
-    known = JudgedShard.read(shard, job.sources, classes)
+    known = JudgedShard.read(shard, job.sources)
     fitted = json.loads(uris.read_bytes(uris.join(job.folder, DETECTORS_FILE)))
     decisions: dict[str, Decision] = {}
     for name, values in fitted.items():
@@ -140,8 +153,17 @@ def judge_shard(shard: Shard, job: Job, classes: ClassEmbeddings | None) -> None
         evidence = published_evidence(known.features, shard, job.sources) if published else known.evidence
         decisions[name] = detector.decide(evidence)
     decisions[job.settings.name] = with_delta(job.settings, decisions[job.settings.name])
-    judged = relevance_table(job, known, decisions[job.settings.name])
+    verified_N = verified_of(job.verification, known.features.row_N)
+    decision = decisions[job.settings.name]
+    # Where somebody looked, what they found stands; elsewhere what the detector says.
+    wrong_N = np.where(verified_N == schema.UNSEEN, decision.mislabeled_N, verified_N == schema.WRONG)
+    near = known.nearest(wrong_N, index)
+    judged = relevance_table(job, known, decision, verified_N, wrong_N, near)
     write_table(uris.join(job.folder, f"{shard.name}.parquet"), judged)
+    if near is not None:
+        least = json.loads(uris.read_bytes(uris.join(job.folder, open_set.THRESHOLD)))["relevance"]
+        far = open_set.table(known.features, wrong_N, near, least)
+        write_table(uris.join(job.folder, open_set.FOLDER, f"{shard.name}.parquet"), far)
     columns: dict[str, Any] = {"row": known.features.row_N, "label": known.features.label_N}
     for name, decision in decisions.items():
         columns[f"{name}.mislabeled"] = decision.mislabeled_N
@@ -166,23 +188,27 @@ def with_delta(settings: DetectorSettings, decision: Decision) -> Decision:
     return replace(decision, mislabeled_N=decision.score_N < settings.delta)
 
 
-def relevance_table(job: Job, known: JudgedShard, decision: Decision) -> pa.Table:
-    """Where somebody looked, what they found stands; elsewhere what the detector says."""
-    verified_N = verified_of(job.verification, known.features.row_N)
-    looked_N = verified_N != schema.UNSEEN
-    mislabeled_N = np.where(looked_N, verified_N == schema.WRONG, decision.mislabeled_N)
+def relevance_table(
+    job: Job,
+    known: JudgedShard,
+    decision: Decision,
+    verified_N: np.ndarray,
+    mislabeled_N: np.ndarray,
+    near: Nearest | None,
+) -> pa.Table:
+    """The shard of the product. mislabeled_N: what is called wrong in the end; near: of those images."""
     probability_N = decision.probability_correct_N
     if probability_N is None:  # a detector without probabilities is certain of what it says
         probability_N = (~decision.mislabeled_N).astype(np.float32)
     relevance_N = known.evidence.signals.get("cleannet_cosine", np.full(len(verified_N), np.nan, np.float32))
     weight_N = TREATMENTS[job.treatment.name](Judged(relevance_N, probability_N, mislabeled_N, verified_N))
-    suggested_N, similarity_N = known.suggestions(mislabeled_N)
+    suggested_N, similarity_N = known.suggestions(mislabeled_N, near)
     columns = {
         "row": known.features.row_N,
         "id": known.features.id_N,
         "label": known.features.label_N,
         "relevance": relevance_N,
-        "probability_correct": np.where(looked_N, verified_N, probability_N),
+        "probability_correct": np.where(verified_N == schema.UNSEEN, probability_N, verified_N),
         "weight": weight_N,
         "mislabeled": mislabeled_N,
         "suggested_label": suggested_N,

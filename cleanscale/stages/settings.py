@@ -124,7 +124,7 @@ class EvaluateSettings(BaseModel):
 
     resamples: int = Field(1000, ge=20, description="Bootstrap resamples behind the 95 % intervals.")
     images: int = Field(
-        2_000_000,
+        200_000,
         ge=1,
         description="Images with a true label that are evaluated at most; of more, whole classes drawn.",
     )

@@ -59,7 +59,7 @@ def build(
     *,
     use_gpu: bool = False,
 ) -> IndexFiles:
-    """Make the index in job.folder; index.json is written last.
+    """Make the index in job.folder, and the nearest other classes of each class; index.json is written last.
 
     ranges: of classes, as `FeatureShards.class_ranges` has them. queries: vectors [Q, E] such as will be searched for,
     called in a task, to measure recall with; by default classes themselves.
@@ -67,17 +67,22 @@ def build(
     pieces = grouped(ranges, job.width, job.settings.shard_bytes)
     counts = dict(map_shards(write_piece, pieces, job))
     spans = [ClassRange(p[0][0].label_start, p[-1][0].label_stop, counts[k]) for k, p in enumerate(pieces)]
-    files = IndexFiles(job.folder, job.made, SearchPlan("flat", job.width), tuple(spans))
+    plan = SearchPlan("flat", job.width)
+    files = IndexFiles(job.folder, job.made, plan, tuple(spans))
     if not compares_all(job.settings, files.classes):
         lists = dict(map_shards(train_quantiser, [files], job))[0]
         for _ in map_shards(write_codes, spans, job):
             pass
         plan = SearchPlan("ivf_sq8", job.width, lists, probes=1)
-        replace(files, plan=plan, made=f"{job.made}, how to search it is not known yet").write()
-        query_QE = dict(map_shards(_call, [queries or Sampled(files, job.seed)]))[0]
-        with opened(job.folder, use_gpu=use_gpu) as index:
+    replace(files, plan=plan, made=f"{job.made}, but how to search it is not known yet").write()
+    with opened(job.folder, use_gpu=use_gpu) as index:
+        if plan.lists:
+            query_QE = dict(map_shards(sampled_queries, [files], job, queries))[0]
             probes, measured = probes_for(index, query_QE, job.settings.recall)
-        files = replace(files, plan=replace(plan, probes=probes), measured=measured)
+            plan = replace(plan, probes=probes)
+            files = replace(files, measured=measured)
+        files = replace(files, plan=plan)
+        write_neighbours(index, plan.probes, job.settings.neighbours)
     files.write()
     return files
 
@@ -128,26 +133,22 @@ def write_codes(one: ClassRange, job: Build) -> None:
     write_faiss(uris.join(job.folder, one.file("codes")), class_search.filled(trained, vector_CE))
 
 
-@dataclass(frozen=True)
-class Sampled:
-    """The vectors of some classes, the same however they are cut into ranges."""
-
-    files: IndexFiles
-    seed: int
-
-    def __call__(self) -> np.ndarray:
-        best: list[tuple[np.ndarray, np.ndarray]] = []
-        for one in self.files.ranges:
-            label_C = read_array(uris.join(self.files.folder, one.file("labels")))
-            key_C = hash_rows(self.seed, Purpose.CLASS_INDEX, ~label_C.astype(np.int64))
-            at_X = np.argsort(key_C)[:QUERIES]
-            best.append((key_C[at_X], mapped_array(uris.join(self.files.folder, one.file("vectors")))[at_X]))
-        key_X = np.concatenate([key for key, _ in best])
-        return np.concatenate([vector for _, vector in best])[np.argsort(key_X)[:QUERIES]]
+def sampled_queries(files: IndexFiles, job: Build, queries: Callable[[], np.ndarray] | None) -> np.ndarray:
+    """float32 [Q, E]: what the caller will search for, or else some classes."""
+    query_QE = np.empty((0, job.width), np.float32) if queries is None else queries()
+    return query_QE if len(query_QE) else sampled_classes(files, job.seed)
 
 
-def _call(function: Callable[[], Any]) -> Any:
-    return function()
+def sampled_classes(files: IndexFiles, seed: int) -> np.ndarray:
+    """float32 [Q, E]: the vectors of some classes, the same however they are cut into ranges."""
+    keys, vectors = [], []
+    for one in files.ranges:
+        label_C = read_array(uris.join(files.folder, one.file("labels")))
+        key_C = hash_rows(seed, Purpose.CLASS_INDEX, ~label_C.astype(np.int64))
+        at_X = np.argsort(key_C)[:QUERIES]
+        keys.append(key_C[at_X])
+        vectors.append(mapped_array(uris.join(files.folder, one.file("vectors")))[at_X])
+    return np.concatenate(vectors)[np.argsort(np.concatenate(keys))[:QUERIES]]
 
 
 def probes_for(index: ClassIndex, query_QE: np.ndarray, target: float) -> tuple[int, dict[str, Any]]:
@@ -170,16 +171,17 @@ def neighbours_name(first: int) -> str:
     return f"neighbours-{first:09d}.npy"
 
 
-def write_neighbours(index: ClassIndex, folder: str, most: int) -> None:
+def write_neighbours(index: ClassIndex, probes: int, most: int) -> None:
     """For every range of the index an int32 array [stop - first, K]: a row per class id, -1 where there is none."""
-    for _ in map_shards(neighbours_of_range, index.files.ranges, index, folder, most):
+    for _ in map_shards(neighbours_of_range, index.files.ranges, index, probes, most):
         pass
 
 
-def neighbours_of_range(one: ClassRange, index: ClassIndex, folder: str, most: int) -> None:
-    label_C = read_array(uris.join(index.files.folder, one.file("labels")))
-    vector_CE = mapped_array(uris.join(index.files.folder, one.file("vectors")))
-    found_CK, _ = without(*index.search(vector_CE, most + 1), label_C)
+def neighbours_of_range(one: ClassRange, index: ClassIndex, probes: int, most: int) -> None:
+    folder = index.files.folder
+    label_C = read_array(uris.join(folder, one.file("labels")))
+    vector_CE = mapped_array(uris.join(folder, one.file("vectors")))
+    found_CK, _ = without(*index.search(vector_CE, most + 1, probes=probes), label_C)
     neighbour_XK = np.full((one.stop - one.first, most), -1, np.int32)
     neighbour_XK[label_C - one.first] = found_CK
     write_array(uris.join(folder, neighbours_name(one.first)), neighbour_XK)

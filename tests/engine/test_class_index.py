@@ -1,7 +1,9 @@
+import itertools
 import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,7 +36,7 @@ def saved(folder: str) -> IndexFiles:
     trained = class_search.train(vector_CE, 30, seed=0)
     cuts = [0, 2000, 2001, 3000, 7000, 2 * CLASSES]
     ranges = []
-    for first, stop in zip(cuts, cuts[1:], strict=False):
+    for first, stop in itertools.pairwise(cuts):
         inside_C = (label_C >= first) & (label_C < stop)
         one = ClassRange(first, stop, int(inside_C.sum()))
         write_vectors(folder, one, label_C[inside_C], vector_CE[inside_C])
@@ -46,7 +48,7 @@ def saved(folder: str) -> IndexFiles:
     return files
 
 
-def two_of_each(one: ClassRange, label_X: np.ndarray) -> ReferenceSets:
+def two_of_each(label_X: np.ndarray) -> ReferenceSets:
     """Reference sets of two vectors that say whose they are."""
     vector_MD = np.repeat(label_X, 2)[:, None] + np.zeros((1, 3), np.float32)
     offset_C1 = np.arange(0, 2 * len(label_X) + 1, 2)
@@ -134,9 +136,9 @@ def test_actors_end_with_their_index(index):
     with opened(index.files.folder) as other:
         processes = [ray.get(actor.process.remote()) for actor, _ in other.actors]
     deadline = time.monotonic() + 20
-    while any(os.path.exists(f"/proc/{p}") for p in processes) and time.monotonic() < deadline:
+    while any(Path(f"/proc/{p}").exists() for p in processes) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not any(os.path.exists(f"/proc/{p}") for p in processes)
+    assert not any(Path(f"/proc/{p}").exists() for p in processes)
 
 
 def test_without_a_faiss_for_gpus_nothing_is_searched_there():
