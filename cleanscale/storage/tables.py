@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,7 +24,8 @@ def write_table(uri: str, table: pa.Table | Sequence[pa.Table], metadata: Mappin
     sink = io.BytesIO()
     # Features hardly get smaller; packing them took most of the time of writing and reading them.
     packed = "none" if any(holds_features(column.type) for column in form) else "zstd"
-    repeated = [column.name for column in form if not (pa.types.is_floating(column.type) or holds_features(column.type))]
+    numbers = {c.name for c in form if pa.types.is_floating(c.type) or holds_features(c.type)}
+    repeated: Any = [name for name in form.names if name not in numbers]
     with pq.ParquetWriter(sink, form, compression=packed, use_dictionary=repeated) as writer:
         for group in groups:
             writer.write_table(group.cast(form), row_group_size=max(1, group.num_rows))
