@@ -22,7 +22,7 @@ import ray
 from cleanscale.engine.here import here
 from cleanscale.engine.session import cluster_cpus, cluster_gpus
 from cleanscale.engine.tasks import fetch, one_thread
-from cleanscale.maths.class_search import Candidates, merged, probed_lists
+from cleanscale.maths.class_search import Candidates, joined, merged, probed_lists
 from cleanscale.maths.references import ReferenceSets
 from cleanscale.storage.index_files import ClassRange, IndexFiles
 
@@ -36,24 +36,22 @@ ReadReferences = Callable[[np.ndarray], ReferenceSets | None]
 
 
 class Ranges:
-    """Some ranges of an index in this process."""
+    """Some ranges of an index in this process, in order. gpu: faiss's resources of the card that searches them."""
 
     def __init__(self, files: IndexFiles, ranges: Sequence[ClassRange], gpu: Any | None = None) -> None:
         self.files = files
-        self.loaded = [(one, files.load(one, gpu)) for one in ranges]
+        self.index = joined([files.load(one) for one in ranges])
+        if gpu is not None:
+            self.index.to_gpu(gpu)
 
     def search(self, query_QE: np.ndarray, list_QP: np.ndarray | None, most: int) -> Candidates:
         """The candidates for `most` answers. list_QP: cells to look into; None compares all classes."""
         candidates = most if list_QP is None else self.files.plan.candidates(most)
-        return merged([index.search(query_QE, list_QP, candidates) for _, index in self.loaded], candidates)
+        return self.index.search(query_QE, list_QP, candidates)
 
     def embeddings(self, label_N: np.ndarray) -> np.ndarray:
         """float32 [N, E]; NaN for classes that are not here."""
-        found_NE = np.full((len(label_N), self.files.plan.width), np.nan, np.float32)
-        for one, index in self.loaded:
-            inside_N = (label_N >= one.first) & (label_N < one.stop)
-            found_NE[inside_N] = index.embeddings(label_N[inside_N])
-        return found_NE
+        return self.index.embeddings(label_N)
 
 
 @ray.remote

@@ -66,6 +66,12 @@ def lists_for(classes: int) -> int:
     return max(1, round(4 * classes**0.5))
 
 
+def tried_probes(most: int) -> list[int]:
+    """How many cells are tried, rising, to reach a recall: 1, 2, 3, 4, 6, 8, 12, ... and `most`."""
+    steps = {two for k in range(most.bit_length()) for two in (1 << k, 3 << k)}
+    return sorted({n for n in steps if n < most} | {most})
+
+
 def training_sample(seed: int, label_C: np.ndarray, classes: int) -> np.ndarray:
     """bool [C]: which classes of a range the quantiser is trained on, out of `classes` of all ranges."""
     share = min(1.0, TRAINING_PER_LIST * lists_for(classes) / max(classes, 1))
@@ -107,21 +113,40 @@ def probed_lists(trained: Any, query_QE: np.ndarray, probes: int) -> np.ndarray:
     return trained.quantizer.search(np.ascontiguousarray(query_QE, np.float32), min(probes, trained.nlist))[1]
 
 
-class RangeIndex:
-    """The classes of one range. label_C sorted; vector_CE float32 of length 1; codes: None where all are compared."""
+def joined(parts: Sequence[RangeIndex]) -> RangeIndex:
+    """Neighbouring ranges, in order, as one: searching it costs less than searching each. Takes the codes of parts."""
+    if len(parts) == 1:
+        return parts[0]
+    codes, size = parts[0].codes, len(parts[0])
+    for part in parts[1:]:
+        if codes is not None:
+            codes.merge_from(part.codes, size)
+        size += len(part)
+    label_C = np.concatenate([part.label_C for part in parts])
+    return RangeIndex(label_C, np.concatenate([part.vector_CE for part in parts]), codes)
 
-    def __init__(self, label_C: np.ndarray, vector_CE: np.ndarray, codes: Any | None, gpu: Any | None = None) -> None:
+
+class RangeIndex:
+    """The classes of one range, or of several one after the other.
+
+    label_C sorted; vector_CE float32 of length 1; codes: what is searched of them, None where all are compared.
+    """
+
+    def __init__(self, label_C: np.ndarray, vector_CE: np.ndarray, codes: Any | None) -> None:
         self.label_C = np.ascontiguousarray(label_C, np.int32)
         self.vector_CE = np.ascontiguousarray(vector_CE, np.float32)
         self.codes = codes
         self.flat: Any | None = None
-        if gpu is not None:
-            faiss = _faiss()
-            # An index on the card finds the candidates; their exact scores are computed here, like everywhere.
-            flat = faiss.IndexFlatIP(self.vector_CE.shape[1])
-            flat.add(self.vector_CE)
-            self.flat = faiss.index_cpu_to_gpu(gpu, 0, flat)
-            self.codes = codes and faiss.index_cpu_to_gpu(gpu, 0, codes)
+
+    def to_gpu(self, gpu: Any) -> RangeIndex:
+        """Candidates are found on the card of these faiss resources; exact scores are computed here, as everywhere."""
+        faiss = _faiss()
+        flat = faiss.IndexFlatIP(self.vector_CE.shape[1])
+        flat.add(self.vector_CE)
+        self.flat = faiss.index_cpu_to_gpu(gpu, 0, flat)
+        if self.codes is not None:
+            self.codes = faiss.index_cpu_to_gpu(gpu, 0, self.codes)
+        return self
 
     def __len__(self) -> int:
         return len(self.label_C)

@@ -47,8 +47,6 @@ def table(features: Features, mislabeled_N: np.ndarray, near: Nearest, least: fl
             "label": features.label_N[wrong_X],
             "nearest_label": pa.array(label_X, pa.int32(), mask=unknown_X),
             "nearest_relevance": pa.array(relevance_X, pa.float32(), mask=unknown_X),
-            "open_set": pa.nulls(len(wrong_X), pa.bool_())
-            if least is None
-            else pa.array(relevance_X < least, mask=unknown_X),
+            "open_set": far,
         }
     )

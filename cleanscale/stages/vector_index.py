@@ -35,6 +35,7 @@ from cleanscale.storage.shards import Shard
 
 ANSWERS = 10  # recall is that of so many
 QUERIES = 512  # that it is measured with
+WORTH_IT = 1 / 8  # of the cells: searching more of them takes longer than comparing all classes
 
 # (sorted labels, vectors) of a range of classes; picklable, called in a task.
 ReadVectors = Callable[[Sequence[Shard]], tuple[np.ndarray, np.ndarray]]
@@ -78,11 +79,13 @@ def build(
     with opened(job.folder, use_gpu=use_gpu) as index:
         if plan.lists:
             query_QE = dict(map_shards(sampled_queries, [files], job, queries))[0]
-            probes, measured = probes_for(index, query_QE, job.settings.recall)
-            plan = replace(plan, probes=probes)
+            most = plan.lists if job.settings.kind != "auto" else max(1, int(plan.lists * WORTH_IT))
+            probes, measured = probes_for(index, query_QE, job.settings.recall, most)
+            enough = measured["reached"] or job.settings.kind != "auto"
+            plan = replace(plan, probes=probes) if enough else SearchPlan("flat", job.width)
             files = replace(files, measured=measured)
         files = replace(files, plan=plan)
-        write_neighbours(index, plan.probes, job.settings.neighbours)
+        write_neighbours(index, plan.probes or None, job.settings.neighbours)
     files.write()
     return files
 
@@ -151,17 +154,18 @@ def sampled_classes(files: IndexFiles, seed: int) -> np.ndarray:
     return np.concatenate(vectors)[np.argsort(np.concatenate(keys))[:QUERIES]]
 
 
-def probes_for(index: ClassIndex, query_QE: np.ndarray, target: float) -> tuple[int, dict[str, Any]]:
-    """(the fewest cells, a power of two, with which the target recall is reached; what was measured)."""
+def probes_for(index: ClassIndex, query_QE: np.ndarray, target: float, most: int) -> tuple[int, dict[str, Any]]:
+    """(the fewest cells, of those tried, with which the target recall is reached; what was measured)."""
     true_QK, _ = index.search(query_QE, ANSWERS, exact=True)
-    probes, reached = 1, {}
-    while True:
-        probes = min(probes, index.files.plan.lists)
+    recalls, probes, reached = {}, 1, False
+    for probes in class_search.tried_probes(most):
         found_QK, _ = index.search(query_QE, ANSWERS, probes=probes)
-        reached[str(probes)] = round(class_search.recall(found_QK, true_QK), 4)
-        if reached[str(probes)] >= target or probes == index.files.plan.lists:
-            return probes, {"queries": len(query_QE), "answers": ANSWERS, "target": target, "recall": reached}
-        probes *= 2
+        recalls[str(probes)] = round(class_search.recall(found_QK, true_QK), 4)
+        reached = recalls[str(probes)] >= target
+        if reached:
+            break
+    said = {"queries": len(query_QE), "answers": ANSWERS, "target": target, "reached": reached, "recall": recalls}
+    return probes, said
 
 
 # ---- the nearest other classes of each class -------------------------------------------------------------------------
@@ -171,17 +175,17 @@ def neighbours_name(first: int) -> str:
     return f"neighbours-{first:09d}.npy"
 
 
-def write_neighbours(index: ClassIndex, probes: int, most: int) -> None:
+def write_neighbours(index: ClassIndex, probes: int | None, most: int) -> None:
     """For every range of the index an int32 array [stop - first, K]: a row per class id, -1 where there is none."""
     for _ in map_shards(neighbours_of_range, index.files.ranges, index, probes, most):
         pass
 
 
-def neighbours_of_range(one: ClassRange, index: ClassIndex, probes: int, most: int) -> None:
+def neighbours_of_range(one: ClassRange, index: ClassIndex, probes: int | None, most: int) -> None:
     folder = index.files.folder
     label_C = read_array(uris.join(folder, one.file("labels")))
     vector_CE = mapped_array(uris.join(folder, one.file("vectors")))
-    found_CK, _ = without(*index.search(vector_CE, most + 1, probes=probes), label_C)
+    found_CK, _ = without(*index.search(vector_CE, most + 1, probes=probes, exact=probes is None), label_C)
     neighbour_XK = np.full((one.stop - one.first, most), -1, np.int32)
     neighbour_XK[label_C - one.first] = found_CK
     write_array(uris.join(folder, neighbours_name(one.first)), neighbour_XK)

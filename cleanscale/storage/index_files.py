@@ -76,12 +76,12 @@ class IndexFiles:
         ranges = tuple(ClassRange(*r) for r in document["ranges"])
         return cls(folder, document["made"], SearchPlan(**document["plan"]), ranges, document["measured"])
 
-    def load(self, one: ClassRange, gpu: Any | None = None) -> RangeIndex:
-        """A range, ready to be searched. gpu: faiss's resources of the card that searches it."""
+    def load(self, one: ClassRange) -> RangeIndex:
+        """A range, ready to be searched."""
         label_C = read_array(uris.join(self.folder, one.file("labels")))
         vector_CE = mapped_array(uris.join(self.folder, one.file("vectors")))
         codes = None if self.plan.kind == "flat" else read_faiss(uris.join(self.folder, one.file("codes")))
-        return RangeIndex(label_C, vector_CE, codes, gpu)
+        return RangeIndex(label_C, vector_CE, codes)
 
     def trained(self) -> Any | None:
         """The quantiser without classes; None where all classes are compared."""

@@ -85,6 +85,20 @@ def test_searching_all_cells_finds_nearly_all_nearest_classes(classes, trained):
     np.testing.assert_array_equal(score_QK[same_QK], true_score_QK[same_QK])  # exact, not those of 8 bits
 
 
+@pytest.mark.parametrize("probes", [None, 6])
+def test_ranges_that_are_joined_answer_as_they_did_apart(classes, trained, probes):
+    label_C, vector_CE = classes
+    query_QE = clustered(150, seed=1)
+    lists = probes and probed_lists(trained, query_QE, probes)
+
+    def ranges():
+        return cut(label_C, vector_CE, lambda v: class_search.filled(trained, v), 4)
+
+    together = ask([class_search.joined(ranges())], query_QE, lists, 20, 10)
+    for found, apart in zip(together, ask(ranges(), query_QE, lists, 20, 10), strict=True):
+        np.testing.assert_array_equal(found, apart)
+
+
 def test_fewer_classes_than_are_asked_for_leave_nothing():
     index = RangeIndex(np.array([4, 9]), clustered(2), None)
     label_QK, score_QK = merged([index.search(clustered(3), None, 5)], 5).best(5)
@@ -146,7 +160,7 @@ def test_a_card_finds_candidates_and_the_scores_are_computed_as_ever(classes, tr
     label_C, vector_CE = classes
     query_QE = clustered(20, seed=1)
     codes = class_search.filled(trained, vector_CE)
-    on_card = RangeIndex(label_C, vector_CE, codes, gpu="resources")
+    on_card = RangeIndex(label_C, vector_CE, codes).to_gpu("resources")
     here = RangeIndex(label_C, vector_CE, codes)
     lists = probed_lists(trained, query_QE, 4)
     for asked in (None, lists):
