@@ -19,10 +19,11 @@ from cleanscale.training.collectives import Collectives
 from cleanscale.training.sharded_softmax import Rows, owned
 from cleanscale.training.streamed_features import StreamedFeatures
 
-BLOCK_IMAGES, BLOCK_CLASSES = 16384, 65536
+BLOCK_IMAGES, BLOCK_CLASSES, CHUNK_CLASSES = 16384, 65536, 8192
 STANDARDISED_IMAGES = 1 << 20  # of all workers: the mean and the spread of more differ in the third digit
 PROBED_IMAGES = 512  # of all workers
-SCALES = tuple(2.0 ** (-k / 2) for k in range(-1, 13))
+SCALES = tuple(2.0**-k for k in range(-1, 6))  # tried first; then steps between the best and its neighbours
+FINER = tuple(2.0 ** (k / 4) for k in range(-3, 4))
 
 
 @torch.no_grad()
@@ -101,7 +102,7 @@ def rows_of_means(
 ) -> tuple[Rows, torch.Tensor]:
     """(this worker's rows, the precision [H, H] of images around their class).
 
-    A class without images gets a row of zeros and the bias of a mean class with half an image.
+    A class without images gets a row of zeros and the bias of a mean class without them.
     """
     means = class_means(layers, data, num_classes, together)
     mean_RH = means.mean_RH
@@ -111,54 +112,79 @@ def rows_of_means(
     sums = together.sum(torch.stack([square_R.sum(), has_R.sum().float()]))
     square_R = torch.where(has_R, square_R, sums[0] / sums[1].clamp_min(1))
     unscaled = Rows(means.first, weight_RH, -square_R / 2)
-    prior_R = (means.weight_R + 0.5).log()
-    scale = _best_scale(layers, data, means, unscaled, prior_R, together)
+    prior_R = (means.weight_R + _pseudo_images(means.weight_R, num_classes, together)).log()
+    probe = _Probe(means, unscaled, prior_R, *_probed(layers, data, together), together)
+    scale = probe.best(SCALES)
+    scale = probe.best(tuple(scale * finer for finer in FINER))
     bias_R = scale * (unscaled.bias_R - weight_RH @ means.centre_H) + prior_R
     return Rows(means.first, weight_RH.mul_(scale), bias_R), means.precision_HH
 
 
-def _best_scale(
-    layers: Layers,
-    data: StreamedFeatures,
-    means: ClassMeans,
-    unscaled: Rows,
-    prior_R: torch.Tensor,
-    together: Collectives,
-) -> float:
-    """The scale with the lowest cross-entropy on some images, each without its own part in its class's mean.
+def _pseudo_images(weight_R: torch.Tensor, num_classes: int, together: Collectives) -> float:
+    """What to add to the number of images of a class before it counts as how frequent the class is.
 
-    Exact, over all classes in chunks. Images that are alone in their class say nothing and are left out.
+    Numbers that vary no more than by chance (Poisson) say nothing, those of a long tail everything: the posterior mean
+    under the Gamma distribution of frequencies that has the numbers' mean and variance.
     """
-    embedded_BH, target_B = _probed(layers, data, together)
-    if not len(target_B):
-        return 1.0
-    centred_BH = embedded_BH - means.centre_H
-    log_sum_SB = centred_BH.new_full((len(SCALES), len(target_B)), -1e30)
-    own_B = (target_B >= unscaled.first) & (target_B < unscaled.stop)
-    for rows in torch.arange(len(prior_R), device=target_B.device).split(8192):
-        logit_BK = torch.addmm(unscaled.bias_R[rows], centred_BH, unscaled.weight_RH[rows].T)
-        place_B = target_B - unscaled.first - int(rows[0])
-        here_X = ((place_B >= 0) & (place_B < len(rows))).nonzero()[:, 0]
-        logit_BK[here_X, place_B[here_X]] = -torch.inf  # its own class comes below, without the image itself
-        for s, scale in enumerate(SCALES):
-            sum_B = torch.logsumexp(scale * logit_BK + prior_R[rows], dim=1)
-            log_sum_SB[s] = torch.logaddexp(log_sum_SB[s], sum_B)
-    row_X = target_B[own_B] - unscaled.first
-    left_X = means.weight_R[row_X] - 1
-    mean_XH = (means.sum_RH[row_X] - embedded_BH[own_B]) / left_X.clamp_min(1e-6)[:, None] - means.centre_H
-    towards_XH = mean_XH @ means.precision_HH
-    logit_X = (towards_XH * centred_BH[own_B]).sum(1) - (towards_XH * mean_XH).sum(1) / 2
-    scale_S1 = torch.tensor(SCALES, device=target_B.device)[:, None]
-    own_SB = torch.zeros_like(log_sum_SB)
-    own_SB[:, own_B] = scale_S1 * logit_X + prior_R[row_X]
-    alone_B = torch.zeros_like(centred_BH[:, 0])
-    alone_B[own_B] = (left_X < 0.5).float()
-    sums_B = together.sum(torch.cat([own_SB, alone_B[None]]))
-    own_SB, used_B = sums_B[:-1], sums_B[-1] == 0
-    highest_SB = together.maximum(log_sum_SB)
-    log_sum_SB = together.sum((log_sum_SB - highest_SB).exp()).log() + highest_SB
-    loss_SB = torch.logaddexp(log_sum_SB, own_SB) - own_SB
-    return SCALES[int(loss_SB[:, used_B].mean(1).argmin())] if used_B.any() else 1.0
+    moments = together.sum(torch.stack([weight_R.sum(dtype=torch.float64), weight_R.double().square().sum()]))
+    mean, square = (moments / num_classes).tolist()
+    return min(1e6, max(0.5, mean**2 / max(square - mean**2 - mean, 1e-9)))
+
+
+@dataclass
+class _Probe:
+    """Some images, to choose a scale by: exact, over all classes in chunks, each image without its part in its class.
+
+    Images that are alone in their class say nothing and are left out.
+    """
+
+    means: ClassMeans
+    unscaled: Rows
+    prior_R: torch.Tensor
+    embedded_BH: torch.Tensor
+    target_B: torch.Tensor
+    together: Collectives
+
+    def best(self, scales: tuple[float, ...]) -> float:
+        """The scale with the lowest cross-entropy."""
+        own_SB, used_B = self.own_logits(scales)
+        log_sum_SB = self.others(scales)
+        highest_SB = self.together.maximum(log_sum_SB)
+        log_sum_SB = self.together.sum((log_sum_SB - highest_SB).exp()).log() + highest_SB
+        loss_SB = torch.logaddexp(log_sum_SB, own_SB) - own_SB
+        return scales[int(loss_SB[:, used_B].mean(1).argmin())] if used_B.any() else 1.0
+
+    def others(self, scales: tuple[float, ...]) -> torch.Tensor:
+        """Log of the sum of exponentials [S, B] over this worker's classes but each image's own."""
+        centred_BH = self.embedded_BH - self.means.centre_H
+        log_sum_SB = centred_BH.new_full((len(scales), len(centred_BH)), -1e30)
+        for start in range(0, len(self.prior_R), CHUNK_CLASSES):
+            rows = slice(start, start + CHUNK_CLASSES)
+            logit_BK = torch.addmm(self.unscaled.bias_R[rows], centred_BH, self.unscaled.weight_RH[rows].T)
+            place_B = self.target_B - self.unscaled.first - start
+            here_X = ((place_B >= 0) & (place_B < logit_BK.shape[1])).nonzero()[:, 0]
+            logit_BK[here_X, place_B[here_X]] = -torch.inf
+            for s, scale in enumerate(scales):
+                sum_B = torch.logsumexp(scale * logit_BK + self.prior_R[rows], dim=1)
+                log_sum_SB[s] = torch.logaddexp(log_sum_SB[s], sum_B)
+        return log_sum_SB
+
+    def own_logits(self, scales: tuple[float, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+        """(logits [S, B] of the own classes from their other images, which images have such), over all workers."""
+        means = self.means
+        own_B = (self.target_B >= self.unscaled.first) & (self.target_B < self.unscaled.stop)
+        row_X = self.target_B[own_B] - self.unscaled.first
+        left_X = means.weight_R[row_X] - 1
+        embedded_XH = self.embedded_BH[own_B]
+        mean_XH = (means.sum_RH[row_X] - embedded_XH) / left_X.clamp_min(1e-6)[:, None] - means.centre_H
+        towards_XH = mean_XH @ means.precision_HH
+        logit_X = (towards_XH * (embedded_XH - means.centre_H)).sum(1) - (towards_XH * mean_XH).sum(1) / 2
+        found_SB = embedded_XH.new_zeros(len(scales) + 1, len(own_B))
+        scale_S1 = torch.tensor(scales, device=found_SB.device)[:, None]
+        found_SB[:-1, own_B] = scale_S1 * logit_X + self.prior_R[row_X]
+        found_SB[-1, own_B] = (left_X < 0.5).float()
+        found_SB = self.together.sum(found_SB)
+        return found_SB[:-1], found_SB[-1] == 0
 
 
 def _probed(layers: Layers, data: StreamedFeatures, together: Collectives) -> tuple[torch.Tensor, torch.Tensor]:

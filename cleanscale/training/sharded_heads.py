@@ -1,4 +1,4 @@
-"""Fitting a classifier head whose output rows are spread over workers, at the same cost per image for any number of classes.
+"""Fitting a classifier head whose output rows are spread over workers; an image costs the same with any number of them.
 
 What a worker holds of C classes is its rows [R, H] in float32 and one number a row for the optimiser: row-wise Adagrad
 divides the gradient of a row by the root of the mean squares it has seen, and only rows that occur in a step change.

@@ -156,7 +156,7 @@ def sampled_classes(
     else:
         drawn_X = np.setdiff1d(random.integers(0, len(rows.bias_R), negatives), sure_X)
     log_count_K = np.zeros(len(sure_X) + len(drawn_X), np.float32)
-    log_count_K[len(sure_X) :] = np.log(others / max(1, len(drawn_X)))
+    log_count_K[len(sure_X) :] = np.log(max(1, others) / max(1, len(drawn_X)))
     place_BT = np.searchsorted(sure_X, target_BT - rows.first)
     place_BT[(target_BT < rows.first) | (target_BT >= rows.stop)] = NOWHERE
     device = given.embedded_BH.device
