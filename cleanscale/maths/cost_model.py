@@ -242,7 +242,7 @@ def stages(work: Workload, cluster: Cluster) -> list[Stage]:
 
 
 def speed(cluster: Cluster) -> float:
-    """How much faster than two cores a step of CleanNet is: it takes one worker per node, and gradients are averaged."""
+    """How much faster than on two cores a step of CleanNet is: more nodes take larger steps, not quicker ones."""
     return 20.0 if cluster.gpus else max(1.0, min(cluster.cores, 8) / 2)
 
 
