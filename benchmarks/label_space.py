@@ -19,7 +19,6 @@ import subprocess
 import sys
 import threading
 import time
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +109,6 @@ def measure(classes: int, images: int, options: argparse.Namespace, settings: li
 def told(folder: Path, classes: int, images: int, detector: str) -> dict[str, Any]:
     """What a finished run says of itself."""
     metrics = json.loads((folder / "metrics.json").read_text())
-    settings = tomllib.loads((folder / "settings.toml").read_text())
     seconds = {name: value for name, value in metrics["seconds"].items() if name != "total"}
 
     def error(name: str) -> float | None:
@@ -133,13 +131,31 @@ def told(folder: Path, classes: int, images: int, detector: str) -> dict[str, An
         "filtering_error": error("classification_filtering"),
         "naive_error": error("naive"),
         "top1": top1,
-        "head_epochs": {
-            "classifier": settings["classifier"].get("epochs", settings["heads"]["epochs"]),
-            "weighted_classifier": settings["classifier"].get("finetune_epochs"),
-            "out_of_fold": settings["heads"]["epochs"] * settings["evidence"]["row_folds"],
+        "head_epochs": {  # of the out-of-fold heads each, over the images of the other folds
+            name: notes(folder, stage, "settings", "heads", "epochs")
+            for name, stage in (
+                ("classifier", "00/classifier"),
+                ("out_of_fold", "00/evidence"),
+                ("weighted_classifier", "01/classifier"),
+            )
         },
-        "cleannet_steps": settings["cleannet"].get("steps"),
+        "row_folds": notes(folder, "00/evidence", "settings", "evidence", "row_folds"),
+        "cleannet_steps": cleannet_steps(folder),
     }
+
+
+def notes(folder: Path, stage: str, *names: str) -> Any:
+    """A value of what a stage was made from."""
+    found = json.loads((folder / "rounds" / stage / "manifest.json").read_text())["key"]
+    for name in names:
+        found = found[name]
+    return found
+
+
+def cleannet_steps(folder: Path) -> int:
+    """Optimiser steps of all fits: the one without verification labels, the folds and the last one."""
+    asked = notes(folder, "00/cleannet", "settings", "cleannet")
+    return asked["start_steps"] + (asked["class_folds"] + 1) * asked["steps"]
 
 
 def main() -> int:
