@@ -1,0 +1,92 @@
+"""Many classes on the same path: candidates instead of all classes, sharded heads, streamed features, any shards."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+GENERATED = {
+    "data": {"train": "generated"},
+    "generated": {
+        "classes": 160,
+        "images": 4000,
+        "width": 24,
+        "zipf": 0.7,
+        "largest_share": 0.5,
+        "empty_share": 0.1,
+        "verified_classes": 30,
+        "verified_per_class": 10,
+        "test_images": 300,
+    },
+    # As with very many classes: sharded heads, and every image compared with its nearest classes alone.
+    "heads": {"sharded": "on", "epochs": 1, "hidden_width": 0, "batch": 64},
+    "evidence": {"exact_classes": 64, "candidates": 12, "tail": 24, "row_folds": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def run_with(finish, in_this_process, small_settings, tmp_path_factory):
+    """run_with(shard_bytes): the folder of a finished run."""
+
+    def run(shard_bytes: int) -> Path:
+        folder = tmp_path_factory.mktemp("label_space") / "run"
+        with in_this_process():
+            finish(small_settings(folder, GENERATED, {"features": {"shard_bytes": shard_bytes, "rows_per_file": 700}}))
+        return folder
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def one_shard(run_with) -> Path:
+    return run_with(1 << 30)
+
+
+def shards_of(folder: Path) -> list[dict]:
+    return json.loads((folder / "rounds/00/features/manifest.json").read_text())["shards"]
+
+
+def test_the_number_of_shards_changes_no_result(run_with, one_shard, by_row, monkeypatch):
+    """Half of all images in one class, whose shard has several parts; classes without images and with a single one."""
+    monkeypatch.setattr("cleanscale.storage.rows.IN_MEMORY_BYTES", 0)  # and what trains reads from files
+    many = run_with(24 * 2 * 300)
+    shards = shards_of(many)
+    assert len(shards_of(one_shard)) == 1 < 7 <= len(shards)
+    assert max(shard["parts"] for shard in shards) > 2
+    for head in ("head-0", "head-1"):  # what is trained is the same to the byte
+        weights = [folder / "rounds/00/evidence" / head / "weight-000000000.npy" for folder in (many, one_shard)]
+        assert weights[0].read_bytes() == weights[1].read_bytes()
+    for stage in ("rounds/00/evidence", "relevance"):
+        tables = by_row(many / stage), by_row(one_shard / stage)
+        for name in tables[0].column_names:
+            values = [table[name].combine_chunks() for table in tables]
+            if pa.types.is_floating(values[0].type):  # products of matrices are rounded by the sizes of their blocks
+                np.testing.assert_allclose(
+                    values[0].to_numpy(zero_copy_only=False), values[1].to_numpy(zero_copy_only=False), atol=1e-5
+                )
+            else:
+                assert values[0].equals(values[1]), (stage, name)
+
+
+def test_transfer_finds_more_than_filtering_where_nobody_looked(one_shard):
+    measured = json.loads((one_shard / "metrics.json").read_text())["detection"]
+    error = {
+        name: measured[name]["error_per_class"]["held_out_classes"]["value"]
+        for name in ("transfer", "classification_filtering", "naive")
+    }
+    assert error["transfer"] < error["naive"]
+    assert error["transfer"] < error["classification_filtering"] + 2
+
+
+def test_nothing_that_a_run_leaves_has_the_size_of_images_times_classes(one_shard):
+    shards = shards_of(one_shard)
+    images, classes = sum(shard["rows"] for shard in shards), GENERATED["generated"]["classes"]
+    for file in (one_shard / "rounds").rglob("*.npy"):
+        shape = np.load(file, mmap_mode="r").shape
+        assert np.prod(shape) < images * classes / 4, file
+    files = [file for file in (one_shard / "rounds").rglob("*") if file.is_file()]
+    assert len(files) < classes  # none for each class
