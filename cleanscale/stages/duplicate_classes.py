@@ -61,15 +61,15 @@ def pairs_of_range(one: ClassRange, index: ClassIndex) -> pa.Table:
     label_C = read_array(uris.join(folder, one.file("labels")))
     stop = index.files.ranges[-1].stop
     first = index.files.ranges[0].first
-    near_CK = read_neighbours(folder, one.first, one.stop)[label_C - one.first, :MUTUAL]
-    of_all = read_neighbours(folder, first, stop)
+    of_all = read_neighbours(folder, first, stop, MUTUAL)
+    near_CK = of_all[label_C - first]
     parts = []
     for begin in range(0, len(label_C), BLOCK):
         label_P = np.repeat(label_C[begin : begin + BLOCK], near_CK.shape[1])
         other_P = near_CK[begin : begin + BLOCK].reshape(-1)
         kept_P = other_P > label_P
         label_P, other_P = label_P[kept_P], other_P[kept_P]
-        mutual_P = (of_all[other_P - first, :MUTUAL] == label_P[:, None]).any(axis=1)
+        mutual_P = (of_all[other_P - first] == label_P[:, None]).any(axis=1)
         label_P, other_P = label_P[mutual_P], other_P[mutual_P]
         cosine_P = np.einsum("pe,pe->p", index.embeddings(label_P), index.embeddings(other_P)).clip(-1, 1)
         columns = (label_P.astype(np.int32), other_P.astype(np.int32), cosine_P.astype(np.float32))
