@@ -1,7 +1,7 @@
 """Pairs of classes that may be the same thing under two names: `duplicate_classes.parquet` of a run.
 
 Mutual nearest neighbours among the class embeddings are found range by range; the most similar of them are looked at
-more closely: do their reference sets lie among each other, and does an out-of-fold classifier confuse their images?
+more closely: do their reference sets lie in the same place, and does an out-of-fold classifier confuse their images?
 
 # C classes of a range, P pairs, K neighbours, N images of a shard
 """
@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from cleanscale.engine.class_index import ClassIndex
 from cleanscale.engine.tasks import map_shards
-from cleanscale.maths import duplicates
+from cleanscale.maths.duplicates import ClassSpread
 from cleanscale.stages.feature_shards import FeatureShards
 from cleanscale.stages.ingest import Ingested
 from cleanscale.stages.place import Place
@@ -27,17 +27,32 @@ from cleanscale.storage.tables import read_table, write_table
 TABLE = "duplicate_classes.parquet"  # in the run folder
 PAIRS = "pairs/pairs.parquet"  # in that of the class index
 MUTUAL = 3  # nearest other classes among which each must find the other
-LOOKED_AT = 1024  # pairs of which references and images are compared
+LOOKED_AT = 2048  # pairs of which references and images are compared
 BLOCK = 1 << 16  # classes whose embeddings are asked for at once
 NEARLY_EVEN = float(np.log(2))  # the label is at most twice as probable as the other class
 
 
 def find(index: ClassIndex, folder: str) -> None:
-    """Write the most similar pairs of all classes, with how far their reference sets overlap."""
+    """Write the most similar pairs of all classes, how far their reference sets overlap, and how sure that is."""
     found = dict(map_shards(pairs_of_range, index.files.ranges, index))
     pairs = most_similar(pa.concat_tables([found[k] for k in sorted(found)]))
-    for _ in map_shards(write_pairs, [pairs], index, folder):
-        pass
+    label_P, other_P = pairs["label_a"].to_numpy(), pairs["label_b"].to_numpy()
+    overlap_P = sure_P = np.empty(0, np.float32)
+    if len(pairs):
+        wanted_L = np.unique(np.concatenate([label_P, other_P]))
+        spreads = dict(map_shards(spread_of_range, index.files.ranges, index, wanted_L))
+        spread = ClassSpread.concatenate([spreads[k] for k in sorted(spreads) if spreads[k] is not None])
+        overlap_P, sure_P = spread.pairs(label_P, other_P)
+    for name, value_P in (("reference_overlap", overlap_P), ("sure", sure_P)):
+        pairs = pairs.append_column(name, pa.array(value_P, pa.float32()))
+    write_table(uris.join(folder, PAIRS), pairs)
+
+
+def spread_of_range(one: ClassRange, index: ClassIndex, wanted_L: np.ndarray) -> ClassSpread | None:
+    """Of those of the wanted classes that are in the range, from their reference sets."""
+    low, high = np.searchsorted(wanted_L, [one.first, one.stop])
+    sets = index.references(wanted_L[low:high]) if low < high else None
+    return None if sets is None else ClassSpread.of(sets)
 
 
 def pairs_of_range(one: ClassRange, index: ClassIndex) -> pa.Table:
@@ -46,15 +61,15 @@ def pairs_of_range(one: ClassRange, index: ClassIndex) -> pa.Table:
     label_C = read_array(uris.join(folder, one.file("labels")))
     stop = index.files.ranges[-1].stop
     first = index.files.ranges[0].first
-    near_CK = read_neighbours(folder, one.first, one.stop)[label_C - one.first, :MUTUAL]
-    of_all = read_neighbours(folder, first, stop)
+    of_all = read_neighbours(folder, first, stop, MUTUAL)
+    near_CK = of_all[label_C - first]
     parts = []
     for begin in range(0, len(label_C), BLOCK):
         label_P = np.repeat(label_C[begin : begin + BLOCK], near_CK.shape[1])
         other_P = near_CK[begin : begin + BLOCK].reshape(-1)
         kept_P = other_P > label_P
         label_P, other_P = label_P[kept_P], other_P[kept_P]
-        mutual_P = (of_all[other_P - first, :MUTUAL] == label_P[:, None]).any(axis=1)
+        mutual_P = (of_all[other_P - first] == label_P[:, None]).any(axis=1)
         label_P, other_P = label_P[mutual_P], other_P[mutual_P]
         cosine_P = np.einsum("pe,pe->p", index.embeddings(label_P), index.embeddings(other_P)).clip(-1, 1)
         columns = (label_P.astype(np.int32), other_P.astype(np.int32), cosine_P.astype(np.float32))
@@ -69,14 +84,6 @@ def most_similar(pairs: pa.Table) -> pa.Table:
     return pairs.sort_by(order).slice(0, LOOKED_AT)
 
 
-def write_pairs(pairs: pa.Table, index: ClassIndex, folder: str) -> None:
-    """Read the reference sets of these classes, each once, and say how far those of each pair overlap."""
-    label_P, other_P = pairs["label_a"].to_numpy(), pairs["label_b"].to_numpy()
-    sets = index.references(np.concatenate([label_P, other_P])) if len(pairs) else None
-    overlap_P = duplicates.overlaps(sets, label_P, other_P) if sets else np.empty(0, np.float32)
-    write_table(uris.join(folder, PAIRS), pairs.append_column("reference_overlap", pa.array(overlap_P, pa.float32())))
-
-
 def run(place: Place, data: Ingested, features: FeatureShards, class_index: str, evidence: str) -> None:
     """Write the run's table, the surest pairs first. class_index, evidence: folders of the newest round."""
     uri = uris.join(class_index, PAIRS)
@@ -89,9 +96,7 @@ def run(place: Place, data: Ingested, features: FeatureShards, class_index: str,
     ]
     found = dict(map_shards(confusions_of_shard, touched, uri, evidence))
     confusion_P = confusion([found[k] for k in sorted(found)], pairs.num_rows)
-    sure_P = duplicates.sureness(pairs["reference_overlap"].to_numpy(), confusion_P)
     pairs = pairs.append_column("confusion", pa.array(confusion_P, pa.float32()))
-    pairs = pairs.append_column("sure", pa.array(sure_P, pa.float32()))
     names = data.label_map().names
     for column in ("label_a", "label_b"):
         label = pairs[column]

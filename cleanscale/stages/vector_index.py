@@ -191,13 +191,17 @@ def neighbours_of_range(one: ClassRange, index: ClassIndex, probes: int | None, 
     write_array(uris.join(folder, neighbours_name(one.first)), neighbour_XK)
 
 
-def read_neighbours(folder: str, start: int, stop: int) -> np.ndarray:
-    """int32 [stop - start, K]: nearest other classes of these class ids, best first; -1 where there is none."""
+def read_neighbours(folder: str, start: int, stop: int, most: int | None = None) -> np.ndarray:
+    """int32 [stop - start, K]: nearest other classes of these class ids, best first; -1 where there is none.
+
+    most: columns to read; None: all that are kept.
+    """
     found: np.ndarray | None = None
     for one in IndexFiles.read(folder).ranges:
         low, high = max(start, one.first), min(stop, one.stop)
         if low < high:
-            part_XK = mapped_array(uris.join(folder, neighbours_name(one.first)))[low - one.first : high - one.first]
+            whole_XK = mapped_array(uris.join(folder, neighbours_name(one.first)))
+            part_XK = whole_XK[low - one.first : high - one.first, :most]
             if found is None:
                 found = np.full((stop - start, part_XK.shape[1]), -1, np.int32)
             found[low - start : high - start] = part_XK

@@ -98,6 +98,7 @@ def test_neighbours_are_the_nearest_other_classes_in_rows_by_class_id(tmp_path):
     missing_X = np.setdiff1d(np.arange(2 * CLASSES), LABELS)
     assert (neighbour_XK[missing_X] == -1).all()
     np.testing.assert_array_equal(read_neighbours(files.folder, 77, 1234), neighbour_XK[77:1234])
+    np.testing.assert_array_equal(read_neighbours(files.folder, 77, 1234, 2), neighbour_XK[77:1234, :2])
     plain = np.load(f"{files.folder}/neighbours-{files.ranges[-1].first:09d}.npy")
     np.testing.assert_array_equal(plain, neighbour_XK[files.ranges[-1].first : files.ranges[-1].stop])
 
