@@ -120,7 +120,7 @@ def planned(settings: HeadSettings, num_classes: int, supervision: Supervision) 
 
 
 def fit_loop(worker: Worker, job: Job) -> None:
-    own = job.features.read_all(job.features.deal(worker.world)[worker.rank])
+    own = job.features.read_all(job.features.deal(worker.world)[worker.rank], worker.scratch)
     taught = job.supervision.read()
     if job.plan.sharded == "on":
         fit_sharded(worker, job, own, taught)

@@ -28,6 +28,7 @@ from cleanscale.training.sharded_softmax import (
     NOWHERE,
     Gathered,
     Rows,
+    Update,
     all_classes,
     loss_and_gradients,
     sampled_classes,
@@ -131,6 +132,29 @@ def row_size_of(rows: Rows, num_classes: int, together: Collectives) -> float:
     return max(1e-3, math.sqrt(float(square) / (num_classes * rows.weight_RH.shape[1])))
 
 
+def row_wise_adagrad(part: HeadPart, rate: float) -> Update:
+    """Changes the rows of a block in place; rate: the largest step, as a share of the rows' size.
+
+    The gradient is turned by the precision of images around their class, as the rows of class means are.
+    """
+    most = rate * part.row_size
+
+    def update(rows: slice | torch.Tensor, gradient_KH: torch.Tensor, gradient_K: torch.Tensor) -> None:
+        square_K = part.square_R[rows] + gradient_KH.square().mean(1)
+        step_K = most / square_K.sqrt()
+        gradient_KH = gradient_KH @ part.precision_HH
+        if isinstance(rows, slice):
+            part.square_R[rows] = square_K
+            part.rows.weight_RH[rows].addcmul_(gradient_KH, step_K[:, None], value=-1)
+            part.rows.bias_R[rows].addcmul_(gradient_K, step_K, value=-1)
+        else:
+            part.square_R.index_copy_(0, rows, square_K)
+            part.rows.weight_RH.index_add_(0, rows, gradient_KH.mul_(step_K[:, None]), alpha=-1)
+            part.rows.bias_R.index_add_(0, rows, gradient_K * step_K, alpha=-1)
+
+    return update
+
+
 class _Fit:
     """One fit: what stays the same from step to step."""
 
@@ -197,7 +221,8 @@ class _Fit:
             # As if one image had been there: without it a row's first step would be whole, however small its gradient.
             part.square_R.fill_(float((given.embedded_BH.square().mean() / self.plan.batch**2).clamp_min(1e-20)))
         with torch.no_grad():
-            loss, gradient_BH = loss_and_gradients(given, part.rows, blocks, self.update(rate), together)
+            update = row_wise_adagrad(part, self.plan.row_learning_rate * rate)
+            loss, gradient_BH = loss_and_gradients(given, part.rows, blocks, update, together)
         if self.optimizer is not None:
             self.step_of_layers(self.optimizer, own_BH, gradient_BH, rate)
         return loss
@@ -233,25 +258,6 @@ class _Fit:
         column_XM = random.integers(0, self.neighbour_CK.shape[1], (len(target_X), most))
         hard_X = self.neighbour_CK[target_X[:, None], column_XM].reshape(-1)
         return hard_X[hard_X >= 0]
-
-    def update(self, rate: float) -> Callable[[slice | torch.Tensor, torch.Tensor, torch.Tensor], None]:
-        """Row-wise Adagrad on the rows of a block."""
-        part, most = self.part, self.plan.row_learning_rate * self.part.row_size * rate
-
-        def change(rows: slice | torch.Tensor, gradient_KH: torch.Tensor, gradient_K: torch.Tensor) -> None:
-            square_K = part.square_R[rows] + gradient_KH.square().mean(1)
-            step_K = most / square_K.sqrt()
-            gradient_KH = gradient_KH @ part.precision_HH
-            if isinstance(rows, slice):
-                part.square_R[rows] = square_K
-                part.rows.weight_RH[rows].addcmul_(gradient_KH, step_K[:, None], value=-1)
-                part.rows.bias_R[rows].addcmul_(gradient_K, step_K, value=-1)
-            else:
-                part.square_R.index_copy_(0, rows, square_K)
-                part.rows.weight_RH.index_add_(0, rows, gradient_KH.mul_(step_K[:, None]), alpha=-1)
-                part.rows.bias_R.index_add_(0, rows, gradient_K * step_K, alpha=-1)
-
-        return change
 
     def step_of_layers(
         self, optimizer: torch.optim.Optimizer, own_BH: torch.Tensor, gradient_BH: torch.Tensor, rate: float

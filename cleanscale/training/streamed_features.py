@@ -69,7 +69,7 @@ class StreamedFeatures:
             rest_X = position_X[whole:]
         while given < steps:
             given += 1
-            yield self.read(rest_X)
+            yield self.read(np.sort(rest_X))
             rest_X = rest_X[:0]
 
     def _windows(self, seed: int, epoch: int) -> Iterator[np.ndarray]:
