@@ -7,7 +7,7 @@ relevance of every image to its label, which gives the weights of the next round
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -164,5 +164,5 @@ def report_round(place: Place, metrics: Mapping[str, Any], number: int, *, judge
     place.report("round", measured | {k: metrics[k] for k in REPORTED_OF_ALL}, number + 1)
 
 
-def write_settings(settings: Settings, place: Place, class_names: tuple[str, ...] | None = None) -> None:
+def write_settings(settings: Settings, place: Place, class_names: Sequence[str] | None = None) -> None:
     uris.write_bytes(place.path("settings.toml"), resolved_toml(settings, class_names))
