@@ -53,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     work_group.add_argument("--image-bytes", type=number, default=work.image_bytes, help="of an encoded image")
     work_group.add_argument("--head-epochs", type=number, default=None, help="passes of each head over the images")
     work_group.add_argument("--head-batch", type=number, default=work.head_batch, help="images of a step, all workers")
+    work_group.add_argument("--row-folds", type=number, default=work.row_folds, help="of the out-of-fold heads")
     work_group.add_argument("--rounds", type=number, default=work.rounds)
     where = made.add_argument_group("what it is to be done on; of each node")
     where.add_argument("--nodes", type=number, default=cluster.nodes)
@@ -102,6 +103,7 @@ def asked(options: argparse.Namespace) -> tuple[Workload, Cluster]:
         image_bytes=options.image_bytes,
         image_gflop=gflop or Workload.image_gflop,
         head_batch=options.head_batch,
+        row_folds=options.row_folds,
         rounds=options.rounds,
     )
     # A head that one worker holds whole goes through the images eight times (training/head_settings.py).

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from cleanscale import cli, plan
+from cleanscale.maths import cost_model
 
 
 def planned(capsys, *arguments: str) -> dict:
@@ -42,3 +43,40 @@ def test_what_it_cannot_know_is_refused_with_a_remedy(capsys):
     assert "--gflop" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         plan.main(["--images", "1.5", "--classes", "1"])
+
+
+# Core seconds by stage of whole runs with the settings of benchmarks/label_space.py, all in one process on one thread.
+# Two classifiers count together, and so do out-of-fold heads and signals, as in metrics.json.
+RECORDED = {
+    ("1000", "20000"): {
+        "ingest": 0.11,
+        "features": 1.41,
+        "classifier": 20.39,
+        "references": 0.81,
+        "evidence": 28.64,
+        "cleannet": 17.55,
+        "class_index": 0.74,
+        "relevance": 1.15,
+        "evaluate": 18.61,
+    },
+    ("100000", "300000"): {"ingest": 0.96, "features": 10.22, "references": 3.78},
+}
+TOGETHER = {"weighted classifier": "classifier", "out-of-fold heads": "evidence"}
+WITHIN, SMALL_S = 2.0, 1.0
+
+
+@pytest.mark.parametrize("size", RECORDED, ids="-".join)
+def test_stages_take_what_recorded_runs_took_within_a_factor_of_two(size):
+    """Small stages, whose time is not their work, may be a second off."""
+    classes, images = size
+    work, cluster = plan.asked(plan.parser().parse_args(["--classes", classes, "--images", images, "--cores", "1"]))
+    reckoned: dict[str, float] = {}
+    for stage in cost_model.stages(work, cluster):
+        start = (
+            cost_model.rate("stage_start") if stage.name != "evaluate" else 0.0
+        )  # of processes, which there are none
+        name = TOGETHER.get(stage.name, stage.name)
+        reckoned[name] = reckoned.get(name, 0.0) + stage.core_s + stage.alone_s - start
+    for name, seconds in RECORDED[size].items():
+        assert reckoned[name] < WITHIN * seconds + SMALL_S, name
+        assert reckoned[name] > seconds / WITHIN - SMALL_S, name

@@ -30,21 +30,19 @@ RATES: dict[str, Rate] = {
     "backbone_gpu": Rate(8.2e9 * 2500, "FLOP/s per GPU", "published: ResNet-50 features at 2.5k images/s"),
     "backbone_core": Rate(1e11, "FLOP/s per core", "arithmetic: fp32 with AVX2, sustained"),
     "references": Rate(1 / 1471, "core-s per class of 300 images, D = 256", "measured earlier, Gram-matrix k-means"),
-    "reference_rows": Rate(
-        4e-6, "core-s per row at D = 128", "reading and pointing, where a class has at most K images"
-    ),
+    "reference_rows": Rate(12e-6, "core-s per row at D = 128", f"300,000 rows of 100,000 classes, {MEASURED}"),
     "head_start": Rate(
         33e-6, "core-s per class", f"training.sharded_heads before its first step, 1e6 classes, {MEASURED}"
     ),
-    "head_flops": Rate(3.4e10, "FLOP/s per core", "measured earlier: sampled 1 % of 1e6 classes at 4345 samples/s"),
+    "head_flops": Rate(5e10, "FLOP/s per core", f"dense heads of 1000 classes, {MEASURED}"),
     "head_gpu": Rate(2e13, "FLOP/s per GPU", "arithmetic: a tenth of a card's bf16 matrix rate, small matrices"),
-    "head_row": Rate(2e-5, "core-s per sample", f"28,500 samples/s with 512 negatives, less its FLOPs, {MEASURED}"),
+    "head_row": Rate(1.1e-5, "core-s per sample", f"28,500 samples/s with 512 negatives, less its FLOPs, {MEASURED}"),
     "step_latency": Rate(1e-3, "s per step of several nodes", "arithmetic: a gather and four all-reduces, 200 us each"),
     "candidates": Rate(
         1 / 1100, "core-s per search among 1e6", "measured earlier: IVF-SQ8, recall .84, 2.2k/s on 2 cores"
     ),
     "evidence": Rate(72e-6, "core-s per image and head", "measured earlier: 20 core-h for 1e9, 32 candidates"),
-    "cleannet_step": Rate(0.05, "s per step", "benchmarks: 64 classes x 8 queries a step, one worker on 2 busy cores"),
+    "cleannet_step": Rate(0.0176, "core-s per step", f"1000 steps of 64 classes x 8 queries, {MEASURED}"),
     "class_embedding": Rate(1 / 3300, "core-s per class", "measured earlier"),
     "relevance": Rate(1 / 0.7e6, "core-s per image", "measured earlier: a gather and a dot product"),
     "table_row": Rate(4e-6, "core-s per row and table", f"Parquet, {MEASURED}"),
@@ -228,7 +226,7 @@ def stages(work: Workload, cluster: Cluster) -> list[Stage]:
         ),
         Stage(
             "relevance",
-            n * (rate("relevance") + 5 * rate("table_row")) + n * work.wrong * rate("candidates"),
+            n * (rate("relevance") + 5 * rate("table_row")) + n * work.wrong * search(work),
             alone_s=rate("stage_start"),
             moved_bytes=n * (row_bytes(work) + 200),
             left_bytes=110 * n,
@@ -242,15 +240,18 @@ def stages(work: Workload, cluster: Cluster) -> list[Stage]:
 
 
 def speed(cluster: Cluster) -> float:
-    """How much faster than on two cores a step of CleanNet is: more nodes take larger steps, not quicker ones."""
-    return 20.0 if cluster.gpus else max(1.0, min(cluster.cores, 8) / 2)
+    """How much faster than on one core a step of CleanNet is: more nodes take larger steps, not quicker ones."""
+    return 5.0 if cluster.gpus else max(1.0, min(cluster.cores - 1, 8) / 2)  # on a GPU, starting kernels decides
+
+
+def search(work: Workload) -> float:
+    """Core seconds of one search among all class embeddings: it grows with the root of their number."""
+    return rate("candidates") * (work.classes / 1e6) ** 0.5
 
 
 def searched(work: Workload) -> float:
     """Core seconds of finding an image's candidates: none where it is compared with all classes."""
-    if work.classes <= work.exact_classes:
-        return 0.0
-    return rate("candidates") * (work.classes / 1e6) ** 0.5  # cells that are looked into grow with the root
+    return search(work) if work.classes > work.exact_classes else 0.0
 
 
 def backbone(work: Workload, cluster: Cluster, name: str, passes: float) -> Stage:

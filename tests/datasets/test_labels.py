@@ -1,14 +1,18 @@
 """Labels of every kind to class ids."""
 
+# pyright: reportAttributeAccessIssue=false
+# (pyarrow.compute makes its functions when it is imported, where pyright does not see them)
 from __future__ import annotations
 
 import json
 import pickle
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
-from cleanscale.datasets.labels import MISSING, UNKNOWN, LabelMap, distinct_labels
+from cleanscale.datasets.labels import MISSING, UNKNOWN, LabelMap, distinct_labels, merged_labels
 from cleanscale.errors import DataError
 
 
@@ -55,7 +59,7 @@ def test_chunked_and_empty_columns() -> None:
     assert len(labels.encode(pa.array([], pa.int64()))) == 0
 
 
-def test_distinct_labels_of_a_piece_are_sorted_without_missing_ones() -> None:
+def test_distinct_labels_of_a_piece_leave_out_missing_ones() -> None:
     assert distinct_labels(pa.chunked_array([["b", None], ["a", "b", ""]])).sort().to_pylist() == ["a", "b"]
 
 
@@ -77,3 +81,21 @@ def test_labels_that_do_not_fit_together_stop_at_once() -> None:
         LabelMap.from_distinct([[0]], ["a", "a"])
     with pytest.raises(DataError, match="integers in the training data"):
         LabelMap.from_distinct([[0]]).encode(pa.array(["cat"]))
+
+
+def test_a_million_names_take_the_room_of_their_letters_and_are_found_by_name_and_number() -> None:
+    names = pc.binary_join_element_wise(
+        "class-", pc.utf8_lpad(pc.cast(pa.array(range(10**6)), pa.string()), 6, "0"), ""
+    )
+    labels = LabelMap.from_distinct([names.take(pa.array(np.random.default_rng(0).permutation(10**6)))])
+    assert labels.names is not None
+    assert labels.names.array.nbytes < 20 * 10**6
+    assert (labels.name_of(123_456), len(labels.names), labels.id_bound) == ("class-123456", 10**6, 10**6)
+    assert labels.encode(pa.array(["class-999999", "nobody", ""])).tolist() == [999_999, UNKNOWN, MISSING]
+
+
+def test_merging_many_pieces_gives_each_label_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cleanscale.datasets.labels._MERGED_TOGETHER", 10)
+    pieces = [pa.array([start, start + 1, 7]) for start in range(40)]
+    (merged,) = merged_labels([*pieces, pa.array([], pa.string())])
+    assert merged.sort().to_pylist() == list(range(41))
