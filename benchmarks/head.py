@@ -78,7 +78,7 @@ def stepper(mode: str, part: HeadPart, batch: int) -> Callable[[int], None]:
 
 def measure(mode: str, classes: int, width: int, batch: int, seconds: float) -> dict[str, object]:
     torch.set_num_threads(1)
-    rows = Rows(0, torch.randn(classes, width) / width, torch.zeros(classes))
+    rows = Rows(0, torch.randn(classes, width).div_(width), torch.zeros(classes))
     part = HeadPart(Layers(width), rows, classes, torch.full((classes,), 1e-6), torch.eye(width), 0.01)
     step = stepper(mode, part, batch)
     before = resident_bytes()
