@@ -92,4 +92,4 @@ def per_class(counts: pa.Table, data: Ingested, judged: Judgements | None, main:
 
 def names_of(data: Ingested, label: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
     names = data.label_map().names
-    return label.cast(pa.string()) if names is None else pa.array(names, pa.string()).take(label)
+    return label.cast(pa.string()) if names is None else names.array.take(label)
