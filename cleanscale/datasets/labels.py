@@ -1,5 +1,7 @@
 """Integer or named labels to the int32 class ids that every table uses."""
 
+# pyright: reportAttributeAccessIssue=false
+# (pyarrow.compute makes its functions when it is imported, where pyright does not see them)
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
@@ -9,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.types
 
 from cleanscale.errors import DataError
@@ -19,6 +22,8 @@ _MAX_ID = 2**31 - 1
 
 def distinct_labels(column: pa.ChunkedArray | pa.Array) -> list[Any]:
     """Distinct labels of one piece of the training data, sorted; the pieces' lists make a LabelMap."""
+    if pyarrow.types.is_list(column.type):
+        column = pc.list_flatten(column)
     return sorted(value for value in column.unique().to_pylist() if value is not None and value != "")
 
 

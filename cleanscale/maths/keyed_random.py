@@ -25,6 +25,7 @@ class Purpose(enum.IntEnum):
     BUDGETS = 13
     CLASS_DETECTORS = 14
     NEIGHBOUR_VOTERS = 15
+    LABEL_CLEANING = 30
 
 
 def generator(seed: int, purpose: Purpose, *about: int) -> np.random.Generator:

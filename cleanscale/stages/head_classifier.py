@@ -128,12 +128,18 @@ def fit_loop(worker: Worker, job: Job) -> None:
         head = fit_with_noise(own, target_N, taught, loss, job, worker, common)
     if worker.rank == 0:
         uris.write_bytes(uris.join(worker.uri, HEAD), head_to_bytes(head))
-        if job.backbone_uri is not None:
-            model, settings = classifier_stage.load_with_settings(job.backbone_uri)
-            project = load_projection(job.features.projection)
-            projection = None if project is None else FeatureProjection(torch.from_numpy(project.to_array()))
-            content = classifier_to_bytes(Classifier(model.backbone, head, projection), settings)
-            uris.write_bytes(uris.join(worker.uri, classifier_stage.MODEL), content)
+        write_whole(worker.uri, head, job.features, job.backbone_uri)
+
+
+def write_whole(folder: str, head: Head, features: FeatureShards, backbone_uri: str | None) -> None:
+    """The head on the backbone that made its features, as a classifier of images; nothing where there is none."""
+    if backbone_uri is None:
+        return
+    model, settings = classifier_stage.load_with_settings(backbone_uri)
+    project = load_projection(features.projection)
+    projection = None if project is None else FeatureProjection(torch.from_numpy(project.to_array()))
+    content = classifier_to_bytes(Classifier(model.backbone, head, projection), settings)
+    uris.write_bytes(uris.join(folder, classifier_stage.MODEL), content)
 
 
 def fit_with_noise(
