@@ -27,7 +27,13 @@ class LabelCleaner(nn.Module):
     scale_D: torch.Tensor
 
     def __init__(
-        self, num_features: int, num_classes: int, label_width: int, feature_width: int, hidden_width: int
+        self,
+        num_features: int,
+        num_classes: int,
+        label_width: int,
+        feature_width: int,
+        hidden_width: int,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.config: dict[str, Any] = {
@@ -36,12 +42,14 @@ class LabelCleaner(nn.Module):
             "label_width": label_width,
             "feature_width": feature_width,
             "hidden_width": hidden_width,
+            "dropout": dropout,
         }
         self.register_buffer("mean_D", torch.zeros(num_features))
         self.register_buffer("scale_D", torch.ones(num_features))
         self.labels = nn.EmbeddingBag(num_classes, label_width, mode="sum")
         self.features = nn.Linear(num_features, feature_width)
         self.hidden = nn.Linear(label_width + feature_width, hidden_width)
+        self.dropout = nn.Dropout(dropout)
         self.output_CH = nn.Parameter(torch.randn(num_classes, hidden_width) * 1e-3)
         self.bias_C = nn.Parameter(torch.zeros(num_classes))
 
@@ -49,7 +57,7 @@ class LabelCleaner(nn.Module):
         """[B, H]: the hidden layer. label_E, start_B: noisy labels, one image behind the other, and their starts."""
         x_BD = (feature_BD.to(self.mean_D.dtype) - self.mean_D) * self.scale_D
         joined_BX = torch.cat([self.labels(label_E, start_B), self.features(x_BD)], dim=1)
-        return torch.relu(self.hidden(joined_BX))
+        return self.dropout(torch.relu(self.hidden(joined_BX)))
 
     def residual(self, hidden_BH: torch.Tensor, class_S: torch.Tensor | None = None) -> torch.Tensor:
         """[B, S]: what is added to the noisy labels of these classes; all of them for None."""

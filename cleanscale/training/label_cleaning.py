@@ -156,7 +156,7 @@ class Trainer:
 
     def _new_cleaner(self, start: Head) -> LabelCleaner:
         s = self.settings
-        widths = s.label_width, s.feature_width, s.hidden_width
+        widths = s.label_width, s.feature_width, s.hidden_width, s.dropout
         with self._seeded(_MODEL, 1):
             cleaner = LabelCleaner(self.images.feature_ND.shape[1], self.num_classes, *widths)
         cleaner.mean_D, cleaner.scale_D = start.mean_D.clone(), start.scale_D.clone()

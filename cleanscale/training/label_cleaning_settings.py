@@ -44,6 +44,9 @@ class CleaningSettings(BaseModel):
     label_width: int = Field(64, ge=1, description="Dimensions that the noisy labels are projected to.")
     feature_width: int = Field(128, ge=1, description="Dimensions that the features are projected to.")
     hidden_width: int = Field(128, ge=1, description="Width of the cleaner's hidden layer.")
+    dropout: float = Field(
+        0.5, ge=0, lt=1, description="Share of the cleaner's hidden units dropped in training: verified images are few."
+    )
     epochs: int = Field(
         8, ge=1, description="Passes over the images after the classifier has learned the noisy labels."
     )
