@@ -195,7 +195,8 @@ class Trainer:
         noisy = _endless(own, noisy_each, rng)
         verified = _endless(np.arange(len(self.verified)), verified_each, rng)
         # Workers take equally many steps: one with more images than others stands for more in each.
-        share = len(own) * self.together.world / self.total if noisy_each else 1.0
+        all_own = int(self.together.sum(torch.tensor([len(own)], dtype=torch.float64, device=self.device)).item())
+        share = len(own) * self.together.world / all_own if noisy_each and all_own else 1.0
         with self._seeded(_DROPOUT, about, self.together.rank):
             step.train()
             for _ in range(steps):
@@ -263,12 +264,15 @@ class _Step:
         class_S = None if classes.class_S is None else torch.from_numpy(classes.class_S).to(device)
         said: dict[str, float] = {}
         loss, target_BS = None, noisy_BS
-        if self.cleaner is not None:
-            cleaned_BS = clean(self.cleaner, feature_BD, noisy, noisy_BS, class_S)
-            each_V = cleaning_loss(cleaned_BS[len(at_T) :], verified_VS, known_VS, weight_S)
-            loss, target_BS = settings.clean_weight * each_V.sum() / len(noisy), cleaned_BS
-            said["clean_loss"] = float(each_V.detach().mean())
+        if self.cleaner is not None and self.cleaner.bias_C.requires_grad:
+            its_own = self.verified.noisy.take(at_V)
+            cleaned_VS = clean(self.cleaner, feature_BD[len(at_T) :], its_own, noisy_BS[len(at_T) :], class_S)
+            each_V = cleaning_loss(cleaned_VS, verified_VS, known_VS, weight_S)
+            loss = settings.clean_weight * each_V.sum() / len(noisy)
+            said["clean_loss"] = float(each_V.detach().sum() / max(len(at_V), 1))
         if self.head is not None:
+            if self.cleaner is not None:
+                target_BS = self._constant_labels(feature_BD, noisy, noisy_BS, class_S)
             known_BS = torch.cat([torch.zeros_like(noisy_BS[: len(at_T)]), known_VS])
             verified_BS = torch.cat([torch.zeros_like(noisy_BS[: len(at_T)]), verified_VS])
             logit_BS = output_rows(self.head.embed(feature_BD), self.head.output.weight, self.head.output.bias, class_S)
@@ -277,6 +281,17 @@ class _Step:
             loss = classify if loss is None else loss + classify
             said["classify_loss"] = float(each_B.detach().mean())
         return loss if loss is not None and loss.requires_grad else None, said
+
+    def _constant_labels(
+        self, feature_BD: torch.Tensor, noisy: LabelLists, noisy_BS: torch.Tensor, class_S: torch.Tensor | None
+    ) -> torch.Tensor:
+        """c_hat as a target: without gradient, and by the whole cleaner, none of its units dropped."""
+        assert self.cleaner is not None
+        with torch.no_grad():
+            self.cleaner.eval()
+            cleaned_BS = clean(self.cleaner, feature_BD, noisy, noisy_BS, class_S)
+            self.cleaner.train()
+        return cleaned_BS
 
     def _noisy_features(self, at_T: np.ndarray) -> np.ndarray:
         if len(at_T):
