@@ -6,7 +6,16 @@ from dataclasses import dataclass, replace
 
 from cleanscale.config import Settings
 from cleanscale.judging import Made, stage
-from cleanscale.stages import classifier, features, head_classifier, noise_types, predictions, relevance, supervision
+from cleanscale.stages import (
+    classifier,
+    features,
+    head_classifier,
+    label_cleaning,
+    noise_types,
+    predictions,
+    relevance,
+    supervision,
+)
 from cleanscale.stages.feature_shards import FeatureShards
 from cleanscale.stages.ingest import Ingested
 from cleanscale.stages.place import Place
@@ -103,6 +112,8 @@ def train_classifier(settings: Settings, place: Place, inputs: Inputs, number: i
     """The classifier of round `number`: on noisy labels in round 0, as the treatment has it afterwards."""
     if last is None:
         return train_with(settings, place, inputs, number, None, AS_LABELLED)
+    if settings.treatment.name == "label_cleaning":
+        return train_with_cleaning(settings, place, inputs, number, last.features, last.classifier.backbone)
     given = supervised(settings, place, inputs, number, last)
     if settings.treatment.name != "noise_em":
         return train_with(settings, place, inputs, number, last, given)
@@ -114,6 +125,25 @@ def train_classifier(settings: Settings, place: Place, inputs: Inputs, number: i
     trained = train_with(settings, place, inputs, number, last, given, start=start)
     write_noise_types(settings, place, inputs, number, last, trained, given)
     return trained
+
+
+def train_with_cleaning(
+    settings: Settings, place: Place, inputs: Inputs, number: int, shards: FeatureShards, backbone: Made | None
+) -> Trained:
+    """The classifier that learns with the label cleaning network, on features (Veit et al. 2017)."""
+    folder = place.round_path(number, "classifier")
+    made = stage(
+        folder,
+        label_cleaning.run,
+        place,
+        shards,
+        inputs.train,
+        settings.cleaning,
+        head_classifier.head_settings(settings.heads, settings.classifier),
+        backbone=uris.join(backbone[0], classifier.MODEL) if backbone else None,
+    )
+    label_cleaning.publish(place, folder, shards)
+    return Trained(made, backbone, shards.projection)
 
 
 def supervised(settings: Settings, place: Place, inputs: Inputs, number: int, last: Round) -> Supervision:

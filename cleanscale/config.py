@@ -40,6 +40,7 @@ from cleanscale.tracking import TrackingSettings
 from cleanscale.training.classifier import ClassifierSettings
 from cleanscale.training.cleannet_settings import CleanNetSettings
 from cleanscale.training.head_settings import HeadSettings
+from cleanscale.training.label_cleaning_settings import CleaningSettings
 from cleanscale.training.transforms import AugmentationSettings
 
 SettingsT = TypeVar("SettingsT", bound="Settings")
@@ -97,6 +98,7 @@ class Settings(BaseSettings):
     evidence: EvidenceSettings = EvidenceSettings()
     detector: DetectorSettings = DetectorSettings()
     treatment: TreatmentSettings = TreatmentSettings()
+    cleaning: CleaningSettings = CleaningSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     engine: EngineSettings = EngineSettings()
     tracking: TrackingSettings = TrackingSettings()

@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from cleanscale import multi_label
 from cleanscale.classifiers import (
     Inputs,
     Round,
@@ -58,6 +59,8 @@ def run(
         inputs = read_inputs(settings, place)
         write_settings(settings, place, inputs.train.label_map().names)
         on_inputs(inputs)
+        if inputs.train.multi_label:
+            return multi_label.run(settings, place, inputs)
         supervision.check(settings.treatment, inputs.train.num_classes)
         detector_signals.check(settings.detector, images=inputs.train.num_rows, classes=inputs.train.num_classes)
         classifiers: dict[str, Trained] = {}

@@ -19,6 +19,22 @@ INGESTED = pa.schema(
     ]
 )
 
+# Several labels per image: which image has which label. Sorted by row and label.
+EDGES = pa.schema([("row", pa.int64()), ("label", pa.int32())])
+
+# What label_cleaning makes of (image, label) pairs: `noisy` 1 where the input has it, `verified` as above, `cleaned` in
+# [0, 1] (the verdict where there is one). A pair that is neither noisy nor verified stands here when cleaning adds it.
+CLEANED = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("id", pa.string()),
+        ("label", pa.int32()),
+        ("noisy", pa.int8()),
+        ("verified", pa.int8()),
+        ("cleaned", pa.float32()),
+    ]
+)
+
 REJECTED = pa.schema([("id", pa.string()), ("source", pa.string()), ("reason", pa.string())])
 
 RELEVANCE = pa.schema(

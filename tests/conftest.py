@@ -21,7 +21,7 @@ from cleanscale.engine.session import session
 from cleanscale.engine.settings import EngineSettings
 from cleanscale.engine.train import Worker
 from cleanscale.in_memory import one_thread
-from cleanscale.stages import classifier, cleannet, evidence_heads, head_classifier
+from cleanscale.stages import classifier, cleannet, evidence_heads, head_classifier, label_cleaning
 from cleanscale.training import drae
 from cleanscale.training.collectives import Alone
 
@@ -156,7 +156,7 @@ def train_in_this_process(loop: Any, config: Any, *, uri: str, **_: Any) -> None
 @contextlib.contextmanager
 def training_here() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for module in (classifier, cleannet, evidence_heads, head_classifier):
+        for module in (classifier, cleannet, evidence_heads, head_classifier, label_cleaning):
             patch.setattr(module, "train_on_workers", train_in_this_process)
         yield
 

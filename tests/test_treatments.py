@@ -21,7 +21,7 @@ QUICK = [
     "--evaluate.resamples", "20", "--engine.num_cpus", "2",
 ]  # fmt: skip
 NOISE = ("forward", "backward", "bottom_up", "noise_em")
-NEW = ("relabel", *NOISE)
+NEW = ("relabel", *NOISE, "label_cleaning")
 LAST = Path("rounds/01/classifier/model.safetensors")
 
 
@@ -94,7 +94,21 @@ def every_image_has_a_noise_type_and_likely_true_classes(folder: Path) -> None:
     assert notes["repeats"] == round(0.5 * 600 / 180)
 
 
+def every_image_has_cleaned_labels_and_verdicts_stand_in_them(folder: Path) -> None:
+    table = pq.read_table(sorted((folder / "labels").glob("*.parquet"))).sort_by([("row", "ascending")])
+    assert table.schema.equals(schema.CLEANED)
+    noisy_E, verified_E, cleaned_E = (table[name].to_numpy() for name in ("noisy", "verified", "cleaned"))
+    assert table["row"].to_numpy()[noisy_E == 1].tolist() == list(range(20 * 30))  # one label per image
+    seen_E = verified_E != schema.UNSEEN
+    assert seen_E[noisy_E == 1].sum() == 9 * 20
+    np.testing.assert_array_equal(cleaned_E[seen_E], verified_E[seen_E])
+    assert ((cleaned_E >= 0) & (cleaned_E <= 1)).all()
+    for name in ("noisy", "clean", "mixed"):
+        assert (folder / "rounds/01/classifier" / name / "head.safetensors").is_file()
+
+
 LEFT_BY = {
+    "label_cleaning": every_image_has_cleaned_labels_and_verdicts_stand_in_them,
     "relabel": relabelled_images_have_the_suggested_label_and_the_table_is_as_it_was,
     "forward": the_matrix_has_a_row_for_every_true_class,
     "backward": the_matrix_has_a_row_for_every_true_class,

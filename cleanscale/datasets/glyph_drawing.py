@@ -6,6 +6,7 @@ import functools
 import math
 import struct
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -38,6 +39,24 @@ def draw(code: int, side: int, rng: np.random.Generator) -> np.ndarray:
     """uint8 [S, S, 3]: a picture of the character; everything random comes from `rng`."""
     fonts = fonts_that_draw(code)
     cover_SS = ink_cover(upright(fonts[int(rng.integers(len(fonts)))], code, side), side, rng)
+    return coloured(cover_SS, side, rng)
+
+
+def draw_scene(codes: Sequence[int], side: int, rng: np.random.Generator) -> np.ndarray:
+    """uint8 [S, S, 3]: several characters on one picture, each in a cell of its own of a square grid."""
+    cells = math.ceil(math.sqrt(len(codes)))
+    cell = side // cells
+    cover_SS = np.zeros((side, side), np.float32)
+    for code, place in zip(codes, rng.permutation(cells * cells)[: len(codes)].tolist(), strict=True):
+        fonts = fonts_that_draw(code)
+        down, across = (place // cells) * cell, (place % cells) * cell
+        character = upright(fonts[int(rng.integers(len(fonts)))], code, cell)
+        cover_SS[down : down + cell, across : across + cell] = ink_cover(character, cell, rng)
+    return coloured(cover_SS, side, rng)
+
+
+def coloured(cover_SS: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
+    """uint8 [S, S, 3]: ink on paper, unevenly lit, with noise."""
     paper, ink = paper_and_ink(rng)
     picture_SS3 = cover_SS[:, :, None] * (ink - paper) + paper
     picture_SS3 += shade(side, rng)[:, :, None]

@@ -55,8 +55,20 @@ class GlyphsSettings(BaseModel, frozen=True):  # here too: so type checkers see 
     verified_classes: int = Field(60, ge=0, description="Classes in which somebody has checked labels.")
     verified_per_class: int = Field(20, ge=0, description="Checked training images in each of these classes.")
 
+    per_image: int = Field(
+        1, ge=1, le=9, description="Most characters on a picture; with more than one, labels are lists of classes."
+    )
+    missing: float = Field(
+        0.15, ge=0.0, le=0.95, description="With several characters: share of the right labels that is missing."
+    )
+    verified_images: int = Field(
+        0, ge=0, description="With several characters: training pictures of which somebody has checked all labels."
+    )
+
     @model_validator(mode="after")
     def no_more_verified_than_there_are(self) -> GlyphsSettings:
+        if self.per_image > 1:  # then whole pictures are verified
+            return self
         if self.verified_classes > self.classes:
             raise ConfigError(
                 f"found glyphs.verified_classes = {self.verified_classes} of {self.classes} classes; expected no more"
@@ -117,10 +129,13 @@ def glyph_files(settings: GlyphsSettings) -> list[GlyphFile]:
     Raises ConfigError when the fonts hold fewer classes than the settings ask for.
     """
     check(settings)
+    return files_of({split: num_rows(settings, split) for split in SPLITS})
+
+
+def files_of(rows_of_split: dict[str, int]) -> list[GlyphFile]:
     return [
         GlyphFile(split, f"{split}-{start // ROWS_PER_FILE:05d}.parquet", start, min(start + ROWS_PER_FILE, rows))
-        for split in SPLITS
-        for rows in [num_rows(settings, split)]
+        for split, rows in rows_of_split.items()
         for start in range(0, rows, ROWS_PER_FILE)
     ]
 

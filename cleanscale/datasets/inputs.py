@@ -168,12 +168,25 @@ def output_table(
 
 
 def label_column(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
-    """Labels as int64 or string, whatever width or dictionary they come in."""
+    """Labels as int64 or string, or lists of these, whatever width or dictionary they come in."""
     kind = column.type
+    if is_list_type(kind):
+        inner = kind.value_type.value_type if pa.types.is_dictionary(kind.value_type) else kind.value_type
+        wanted = pa.int64() if pa.types.is_integer(inner) else pa.string()
+        return pc.cast(column, pa.list_(wanted), safe=not pa.types.is_uint64(inner))
     if pa.types.is_dictionary(kind):
         column = pc.cast(column, kind.value_type)
         kind = column.type
     return pc.cast(column, pa.int64() if pa.types.is_integer(kind) else pa.string(), safe=not pa.types.is_uint64(kind))
+
+
+def is_list_type(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def is_label_list_type(kind: pa.DataType) -> bool:
+    """Whether a column of this type can hold labels, one or a list of them for each image."""
+    return is_label_type(kind.value_type if is_list_type(kind) else kind)
 
 
 def is_label_type(kind: pa.DataType) -> bool:

@@ -22,6 +22,8 @@ _MERGED_TOGETHER = 1 << 22  # labels that may wait before they are made distinct
 
 def distinct_labels(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     """Distinct labels of one piece of the training data, in no order; the pieces' arrays make a LabelMap."""
+    if pa.types.is_list(column.type):
+        column = pc.list_flatten(column)
     found = column.unique().drop_null()
     return found.filter(pc.not_equal(found, "")) if is_text(found.type) else found
 

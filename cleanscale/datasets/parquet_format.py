@@ -22,7 +22,9 @@ from cleanscale.datasets.inputs import (
     Fragment,
     Plan,
     Rows,
+    is_label_list_type,
     is_label_type,
+    is_list_type,
     label_column,
     number,
     output_table,
@@ -197,8 +199,8 @@ def _check_columns(schema: pa.Schema, path: str, kind: str, settings: DataSettin
                 f"name the right column with --data.{option}"
             )
     tests = {
-        "label": (is_label_type, "integer or string", "cast it"),
-        "true_label": (is_label_type, "integer or string", "cast it"),
+        "label": (is_label_list_type, "integer or string, or lists of them", "cast it"),
+        "true_label": (is_label_list_type, "integer or string, or lists of them", "cast it"),
         "image": (_is_image_type, "binary or struct<bytes, path>", "store the encoded image (JPEG, PNG) bytes"),
         "feature": (_is_feature_type, "a list of floats", "store one vector for each row"),
         "verified": (_is_verification_type, "integer, boolean or string", "cast it"),
@@ -211,6 +213,23 @@ def _check_columns(schema: pa.Schema, path: str, kind: str, settings: DataSettin
                 f"'{name}' is {_type_name(schema.field(name).type)} in {path}; expected {expected}; {remedy} or name "
                 f"another column with --data.{option}"
             )
+    _check_lists(schema, path, settings)
+
+
+def _check_lists(schema: pa.Schema, path: str, settings: DataSettings) -> None:
+    """What goes with lists of labels: true labels too are lists, and a verdict needs a label beside it."""
+    several = is_list_type(schema.field(settings.label).type)
+    if settings.true_label and is_list_type(schema.field(settings.true_label).type) != several:
+        one, other = ("lists", "one label") if several else ("one label", "lists")
+        raise DataError(
+            f"'{settings.label}' has {one} for each image and '{settings.true_label}' {other} in {path}; expected both "
+            "alike; cast one of them"
+        )
+    if settings.verified and several:
+        raise DataError(
+            f"'{settings.label}' has lists of labels in {path} and '{settings.verified}' one verdict for each image; "
+            "expected a verdict for each label; give a table id, label, verified with --data.verification instead"
+        )
 
 
 def _check_same_label_kind(
@@ -255,6 +274,7 @@ def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
         return None
     with contextlib.suppress(ValueError, AttributeError, TypeError):
         feature = json.loads(text)["info"]["features"].get(label, {})
+        feature = feature.get("feature", feature)  # of a list of labels
         if feature.get("_type") == "ClassLabel" and feature.get("names"):
             return tuple(str(name) for name in feature["names"])
     return None

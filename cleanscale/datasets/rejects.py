@@ -35,6 +35,11 @@ class Reason(enum.StrEnum):
     VERIFICATION_LABEL = "verification of another label"
     VERIFICATION_DISAGREES = "verifications disagree"
     VERIFICATION_CONTRADICTION = "verification contradicts its verified_label"
+    LISTED_UNKNOWN_LABEL = "unknown label in a list"
+    LISTED_MISSING_LABEL = "missing label in a list"
+    LISTED_TWICE = "label twice in a list"
+    VERIFICATION_NO_LABEL = "verification without a label"
+    VERIFICATION_UNKNOWN_LABEL = "verification of an unknown label"
 
 
 def rejected_rows(table: pa.Table, reason_N: Sequence[str | None] | pa.Array | pa.ChunkedArray) -> pa.Table:

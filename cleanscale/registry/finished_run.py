@@ -46,6 +46,11 @@ class FinishedRun:
         known = [f"round_{number}" for number in range(settings.run.rounds + 1)] + [CLEAN]
         if run.classifier not in known:
             raise ConfigError(f"--classifier is {run.classifier!r}; expected one of {', '.join(known)}; correct it")
+        if uris.exists(run.path("ingest", "train", "manifest.json")) and run.ingested("train").multi_label:
+            raise ConfigError(
+                f"the labels of '{uri}' are lists; expected a run with one label per image, which is what registered "
+                "models answer with; take its classifier from rounds/01/classifier/model.safetensors"
+            )
         for folder in (run.classifier_folder, run.round_path(run.last_round, "relevance")):
             run.manifest(folder)
         if not uris.exists(run.path("metrics.json")):

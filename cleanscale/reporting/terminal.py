@@ -101,6 +101,8 @@ def print_summary(console: Console, summary: Summary) -> None:
         ("In which classes", _worst_classes(summary)),
         ("How sure, where the truth is known (95 % intervals)", _how_sure(summary)),
         ("Accuracy on the test set, % (95 % intervals)", _accuracy(summary)),
+        ("Average precision on the test set (95 % intervals)", _average_precision(summary)),
+        ("Labels of the images nobody looked at (95 % intervals)", _labels(summary)),
         ("Rows left out", _rejected(summary)),
         (_PLACES, _places(summary)),
     ):
@@ -189,6 +191,40 @@ def _accuracy(summary: Summary) -> RenderableType | None:
             *(formats.interval(by_measure.get(measure)) for measure in measures),
             "" if name == first else formats.interval(gain, digits=2, signed=True),
             f"{next(iter(by_measure.values()))['n']:,}" if by_measure else "",
+        )
+    return table
+
+
+def _average_precision(summary: Summary) -> RenderableType | None:
+    """Of classifiers of several labels per image: mean over classes (MAP), and over all labels (AP_all)."""
+    found = summary.metrics.get("multi_label", {})
+    if not found.get("map"):
+        return None
+    first = next(iter(found["map"]))
+    table = plain_table("classifier", "MAP", "AP_all", f"MAP over {first}", f"AP_all over {first}")
+    for name in found["map"]:
+        gain = found["difference"].get(name, {}).get(first, {})
+        table.add_row(
+            Text(name),
+            *(formats.interval(found[m][name]["all_classes"], digits=3) for m in ("map", "ap_all")),
+            *(
+                formats.interval(gain[m]["all_classes"], digits=3, signed=True) if gain else ""
+                for m in ("map", "ap_all")
+            ),
+        )
+    return table
+
+
+def _labels(summary: Summary) -> RenderableType | None:
+    found = summary.metrics.get("multi_label", {}).get("labels")
+    if not found:
+        return None
+    table = plain_table("labels", "judged wrongly, %", "false per image", "missing per image")
+    for name, by_measure in found.items():
+        table.add_row(
+            Text(name),
+            formats.interval(by_measure["error_of_labels"]),
+            *(formats.interval(by_measure[m], digits=2) for m in ("false_per_image", "missing_per_image")),
         )
     return table
 

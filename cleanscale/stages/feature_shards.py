@@ -77,6 +77,15 @@ class FeatureShards:
             start = here.stop
         return Features(row_N[order_N], label_N[order_N], feature_ND)
 
+    def read_rows(self, row_V: np.ndarray, label_V: np.ndarray) -> Features:
+        """The features of some images, by label and row: a shard without any of them is not opened."""
+        pieces = []
+        for shard in self.shards:
+            if shard.contains(label_V, row_V).any():
+                piece = self.read(shard)
+                pieces.append(piece.take(np.isin(piece.row_N, row_V)))
+        return Features.concatenate(pieces, self.width).ordered()
+
     def rows_and_labels(self, shards: list[Shard]) -> tuple[np.ndarray, np.ndarray]:
         """(int64 rows, int32 labels) of these shards, one after the other."""
         files = [uris.join(self.folder, f"{shard.name}.parquet") for shard in shards]

@@ -149,7 +149,7 @@ def fit_loop(worker: Worker, job: Job) -> None:
         head = fit_with_noise(own, target_N, taught, loss, job, worker, common)
     if worker.rank == 0:
         head_files.write_dense(uris.join(worker.uri, HEAD), head)
-        write_classifier(worker.uri, head, job)
+        write_whole(worker.uri, head, job.features, job.backbone_uri)
 
 
 def fit_sharded(worker: Worker, job: Job, own: Features, taught: Taught) -> None:
@@ -171,7 +171,7 @@ def fit_sharded(worker: Worker, job: Job, own: Features, taught: Taught) -> None
     )
     worker.say(job.plan.epochs * each, job.plan.epochs * each, "images", history)
     if worker.rank == 0 and job.backbone_uri is not None:
-        write_classifier(worker.uri, load_head(worker.uri), job)
+        write_whole(worker.uri, load_head(worker.uri), job.features, job.backbone_uri)
 
 
 def sharded_start(folder: str | None) -> str | None:
@@ -181,12 +181,12 @@ def sharded_start(folder: str | None) -> str | None:
     return uris.join(folder, HEAD)
 
 
-def write_classifier(folder: str, head: Head, job: Job) -> None:
-    """Backbone, projection and head as one classifier, where there is a backbone."""
-    if job.backbone_uri is None:
+def write_whole(folder: str, head: Head, features: FeatureShards, backbone_uri: str | None) -> None:
+    """The head on the backbone that made its features, as a classifier of images; nothing where there is none."""
+    if backbone_uri is None:
         return
-    model, settings = classifier_stage.load_with_settings(job.backbone_uri)
-    project = load_projection(job.features.projection)
+    model, settings = classifier_stage.load_with_settings(backbone_uri)
+    project = load_projection(features.projection)
     projection = None if project is None else FeatureProjection(torch.from_numpy(project.to_array()))
     content = classifier_to_bytes(Classifier(model.backbone, head, projection), settings)
     uris.write_bytes(uris.join(folder, classifier_stage.MODEL), content)

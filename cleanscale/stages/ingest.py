@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 from cleanscale import schema
 from cleanscale.datasets.duplicate_ids import partition_ids, repeated, suspects
 from cleanscale.datasets.fragments import Fragment, Plan, count_rows, plan_fragments, read_fragment
+from cleanscale.datasets.label_lists import JoinedEdges, Lists, has_lists, join_edges, of_rows, split_lists
 from cleanscale.datasets.labels import LabelMap, distinct_labels, merged_labels
 from cleanscale.datasets.rejects import check_table, duplicate_reasons
 from cleanscale.datasets.settings import DataSettings
@@ -37,6 +38,7 @@ from cleanscale.storage.tables import read_group, read_table, write_table
 
 PART_ROWS = 65_536
 IDS_PER_PARTITION = 8_000_000  # 16 bytes each while a partition is looked at
+EDGES, TRUE_EDGES = "edges", "true_edges"  # folders of edge tables, a file for each part
 REJECTED_LABEL, TRUTH_NOT_GIVEN = -1, -2
 VERIFICATION = pa.schema(
     [("row", pa.int64()), ("label", pa.int32()), ("verified", pa.int8()), ("verified_label", pa.int32())]
@@ -58,6 +60,7 @@ class Ingested:
     feature_width: int | None
     plan_uri: str
     has_true_labels: bool = True
+    multi_label: bool = False  # then `label` is the first of an image's labels, and `stages/label_edges.py` reads all
 
     def plan(self) -> Plan:
         return Plan.from_json(json.loads(uris.read_bytes(self.plan_uri)))
@@ -241,23 +244,50 @@ def accept(
     scanned, uri, labels_uri, duplicates = item
     table = read_table(scanned)
     row_N = table["row"].to_numpy()
+    table, lists = split_lists(table, label_map) if has_lists(table) else (table, None)
     accepted, rejected = check_table(table, label_map)
     taken_M = pa.array(np.isin(accepted["row"].to_numpy(), duplicates))
     taken, accepted = accepted.filter(taken_M), accepted.filter(pc.invert(taken_M))
     write_table(uri, accepted.select(schema.INGESTED.names).cast(schema.INGESTED))
     names = ["row", "label", *(["true_label"] if "true_label" in accepted.column_names else [])]
     write_table(labels_uri, accepted.select(names))
-    joined = join_verification(accepted, verification, label_map) if verification is not None else None
+    if lists is not None:
+        lists = write_lists(uri, lists, accepted["row"].to_numpy())
+        joined = join_edges(accepted, lists.edges, verification, label_map) if verification is not None else None
+        verified = verified_edges(joined)
+    else:
+        joined = join_verification(accepted, verification, label_map) if verification is not None else None
+        verified = verified_rows(accepted, joined)
     return {
         "range": (int(row_N.min()), int(row_N.max()) + 1),
         "rows": table.num_rows,
         "accepted": accepted.num_rows,
         "labels": labels_uri,
         "rejected": [rejected, duplicate_reasons(taken.select(["row", "id", "source"]))]
-        + ([joined.rejected] if joined else []),
-        "verified": verified_rows(accepted, joined),
+        + ([joined.rejected] if joined else [])
+        + ([lists.rejected] if lists else []),
+        "multi_label": lists is not None,
+        "verified": verified,
         "used": joined.used_M if joined else np.empty(0, np.int64),
     }
+
+
+def write_lists(part_uri: str, lists: Lists, row_N: np.ndarray) -> Lists:
+    """Write the edges of the accepted images of a part beside it; true ones apart, for the evaluation alone."""
+    folder, name = part_uri.rsplit("/", 1)
+    kept = replace(lists, edges=of_rows(lists.edges, row_N))
+    write_table(uris.join(folder, EDGES, name), kept.edges)
+    if lists.true_edges is not None:
+        write_table(uris.join(folder, TRUE_EDGES, name), of_rows(lists.true_edges, row_N))
+    return kept
+
+
+def verified_edges(joined: JoinedEdges | None) -> pa.Table:
+    """Verdicts on the labels of a part whose images have several."""
+    if joined is None:
+        return VERIFICATION.empty_table()
+    none = pa.array(np.full(joined.table.num_rows, -1, np.int32))
+    return joined.table.append_column("verified_label", none).cast(VERIFICATION)
 
 
 def verified_rows(accepted: pa.Table, joined: Any) -> pa.Table:
@@ -304,6 +334,7 @@ def gather(path: Any, plan: Plan, parts: list[dict[str, Any]], label_map: LabelM
         "has_true_labels": given[1],
         "parts": [part["range"] for part in parts],
         "feature_width": plan.feature_width if features else None,
+        "multi_label": any(part["multi_label"] for part in parts),
     }
     uris.write_bytes(path("ingested.json"), json.dumps(notes).encode())
 

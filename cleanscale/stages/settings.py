@@ -27,7 +27,16 @@ DetectorName = Literal[
     "confident_learning",
 ]
 TreatmentName = Literal[
-    "probability", "soft", "hard", "none", "relabel", "forward", "backward", "bottom_up", "noise_em"
+    "probability",
+    "soft",
+    "hard",
+    "none",
+    "relabel",
+    "forward",
+    "backward",
+    "bottom_up",
+    "noise_em",
+    "label_cleaning",
 ]
 
 
@@ -102,7 +111,8 @@ class TreatmentSettings(BaseModel):
         "probability",
         description="Weights of the images: probability_correct, soft (Eq. 12), hard (Eq. 13), or none (all 1); "
         "relabel: wrong images under the suggested label; a loss that knows the noise: forward, backward (Patrini), "
-        "bottom_up (Sukhbaatar), noise_em (Xiao).",
+        "bottom_up (Sukhbaatar), noise_em (Xiao); label_cleaning (Veit): labels as a network cleans them, also for "
+        "lists of labels.",
     )
     matrix_classes: int = Field(
         4096,

@@ -27,10 +27,12 @@ from cleanscale import schema
 from cleanscale.engine.tasks import map_shards
 from cleanscale.errors import ConfigError
 from cleanscale.maths.keyed_random import folds_of_rows
+from cleanscale.maths.label_lists import LabelLists
 from cleanscale.maths.loss_correction import anchor_row, anchors_of_class, transition_matrix
 from cleanscale.maths.noise_types import WRONG_UNNAMED, Confusion, confusion_of_pairs
 from cleanscale.models.heads import FrozenHead
 from cleanscale.models.noise_models import WithNoiseLayer
+from cleanscale.stages import label_edges
 from cleanscale.stages.evidence_heads import row_fold_heads
 from cleanscale.stages.feature_shards import Features, FeatureShards
 from cleanscale.stages.ingest import Ingested
@@ -42,7 +44,7 @@ from cleanscale.storage.arrays import read_array, scatter, write_array
 from cleanscale.storage.manifests import Manifest, fingerprint, open_stage, read_manifest
 from cleanscale.storage.shards import Shard
 from cleanscale.storage.tables import read_table, write_table
-from cleanscale.training.losses import Loss, NoiseModel, noise_loss
+from cleanscale.training.losses import Loss, NoiseModel, listed_loss, noise_loss
 from cleanscale.treatments import MATRIX_TREATMENTS, NOISE_TREATMENTS
 from cleanscale.treatments.relabel import Suggested, relabelled
 
@@ -60,7 +62,7 @@ class Supervision:
     """Where it is; travels to workers as it is. AS_LABELLED: the noisy labels as they are.
 
     fingerprint: of what made it, by the name of the input. certain: images whose true class is known (with a noise
-    model). verified_only: see these alone.
+    model). verified_only: see these alone. lists: images have lists of labels, of which this is the input.
     """
 
     fingerprint: tuple[tuple[str, str], ...] = ()
@@ -69,6 +71,7 @@ class Supervision:
     noise: str | None = None
     certain: int = 0
     verified_only: bool = False
+    lists: Ingested | None = None
 
     @classmethod
     def of_weights(cls, made: tuple[str, str]) -> Supervision:
@@ -102,6 +105,12 @@ class Taught:
     def known_R(self) -> np.ndarray | None:
         return None if self.of.noise is None else read_array(uris.join(self.of.noise, KNOWN))
 
+    @cached_property
+    def labels(self) -> LabelLists | None:
+        """All labels of each row, where images have several."""
+        data = self.of.lists
+        return None if data is None else label_edges.noisy(data, np.arange(data.num_rows))
+
     def rows(self, row_N: np.ndarray) -> np.ndarray:
         """The rows of an epoch, of those that may be seen: all of them, the verified ones of a noise model repeated."""
         if self.of.noise is None or self.known_R is None:
@@ -114,7 +123,9 @@ class Taught:
         return np.concatenate([row_N, np.tile(verified_N, manifest.notes.get("repeats", 1) - 1)])
 
     def targets(self, row_B: np.ndarray, label_B: np.ndarray) -> np.ndarray:
-        """int64 [B], or [B, 2] for a loss with a noise model: what `training/losses.py` calls targets."""
+        """int64 [B], or [B, 2] for a loss with a noise model, [B, L] for lists: what `training/losses.py` takes."""
+        if self.labels is not None:
+            return self.labels.take(row_B).padded(int(self.labels.length_N.max(initial=1)))
         if self.known_R is not None:
             return np.stack([label_B, self.known_R[row_B]], axis=1).astype(np.int64)
         return (label_B if self.target_R is None else self.target_R[row_B]).astype(np.int64)
@@ -125,6 +136,9 @@ class Taught:
 
     def loss(self, device: str | torch.device) -> Loss | None:
         """None: plain cross-entropy."""
+        if self.labels is not None and self.of.lists is not None:
+            data = self.of.lists
+            return listed_loss(len(self.labels.label_E) / max(data.num_accepted, 1), data.num_classes)
         return None if self.noise is None else noise_loss(self.noise, device)
 
     def layered(self, classifier: nn.Module) -> nn.Module:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from cleanscale.stages.ingest import Ingested
 
 FILES = ("settings.toml", "metrics.json", "rejected.parquet", "per_class.parquet", "most_surely_wrong.parquet")
+TABLES = ("relevance", "labels")  # folders of tables with a row per image, or per label of one
 
 
 def log_inputs(tracker: Silent, train: Ingested, test: Ingested | None, clean: Ingested | None) -> None:
@@ -48,15 +49,18 @@ def dataset_name(uri: str) -> str:
 
 
 def log_files(tracker: Silent, run_uri: str, table_bytes: int) -> None:
-    """Settings, metrics, tables and figures; the relevance table itself only where it is small."""
+    """Settings, metrics, tables and figures; the tables per image only where they are small."""
     for name in FILES:
         if uris.exists(uris.join(run_uri, name)):
             tracker.artifact_at(name, uris.join(run_uri, name))
     figures = uris.join(run_uri, "figures")
     for figure in uris.list_files(figures, (".png",)) if uris.exists(figures) else []:
         tracker.artifact_at(f"figures/{figure.path}", figure.uri)
-    parts = uris.list_files(uris.join(run_uri, "relevance"), (".parquet",))
-    tracker.tags({"relevance.uri": uris.join(run_uri, "relevance")})
-    if sum(part.size_bytes for part in parts) <= table_bytes:
-        for part in parts:
-            tracker.artifact_at(f"relevance/{part.path}", part.uri)
+    for table in TABLES:
+        place = uris.join(run_uri, table)
+        parts = uris.list_files(place, (".parquet",)) if uris.exists(place) else []
+        if parts:
+            tracker.tags({f"{table}.uri": place})
+        if sum(part.size_bytes for part in parts) <= table_bytes:
+            for part in parts:
+                tracker.artifact_at(f"{table}/{part.path}", part.uri)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
+from cleanscale.maths.label_cleaning import padded_labels_loss, prior_logit
 from cleanscale.maths.loss_correction import backward_loss, backward_matrix, forward_loss, known_or
 from cleanscale.maths.noise_types import Confusion, NoiseTypeModel
 
@@ -38,6 +39,12 @@ def plain_loss(label_smoothing: float = 0.0) -> Loss:
         return cross_entropy(logit_BC, target_B, reduction="none", label_smoothing=label_smoothing)
 
     return loss
+
+
+def listed_loss(mean_labels: float, num_classes: int) -> Loss:
+    """Sigmoid cross-entropy against lists of labels [B, L], -1 behind the last. mean_labels: labels per image."""
+    prior = prior_logit(mean_labels, num_classes)
+    return lambda logit_BC, label_BL: padded_labels_loss(logit_BC, label_BL, prior)
 
 
 def noise_loss(noise: NoiseModel, device: str | torch.device) -> Loss:

@@ -61,4 +61,5 @@ TREATMENTS: dict[str, Callable[[Judged], np.ndarray]] = {
     "backward": believed,
     "bottom_up": believed,
     "noise_em": believed,
+    "label_cleaning": believed,
 }

@@ -14,6 +14,7 @@ from cleanscale.errors import ConfigError, DataError
 from cleanscale.judging import Made
 from cleanscale.pipeline import Inputs, Trained
 from cleanscale.stages.feature_shards import FeatureShards
+from cleanscale.stages.ingest import Ingested
 from cleanscale.stages.place import Place
 from cleanscale.storage import uris
 from cleanscale.storage.manifests import fingerprint
@@ -59,6 +60,7 @@ def make(sweep: SweepSettings, place: Place) -> Shared:
     if not uris.exists(place.path("settings.toml")):
         pipeline.write_settings(settings, place)
     inputs = pipeline.read_inputs(settings, place)
+    check_single_labels(settings, inputs.train)
     check_verification(inputs.train.verification())
     trained, features = pipeline.classifier_and_features(settings, place, inputs, 0, None)
     test = inputs.test and classifiers.make_test_features(settings, place, inputs.test, trained.backbone)
@@ -80,6 +82,15 @@ def check_treatment(settings: Settings) -> None:
         raise ConfigError(
             f"--treatment.name is {settings.treatment.name}; a sweep trains classifiers with weights alone and expects "
             f"one of {', '.join(WEIGHING_TREATMENTS)}; compare others by runs of `python -m cleanscale.train`"
+        )
+
+
+def check_single_labels(settings: Settings, train: Ingested) -> None:
+    """Raises: ConfigError for lists of labels, which detectors do not judge."""
+    if train.multi_label:
+        raise ConfigError(
+            f"the labels of {settings.data.train} are lists; a sweep tunes detectors and expects one label per image; "
+            "compare settings of label_cleaning by runs of `python -m cleanscale.train`"
         )
 
 

@@ -7,7 +7,7 @@ from cleanscale.datasets.settings import DataSettings
 from cleanscale.engine.settings import EngineSettings
 from cleanscale.errors import DataError
 from cleanscale.reporting.progress import Progress
-from cleanscale.stages import ingest
+from cleanscale.stages import ingest, label_edges
 from cleanscale.stages.place import Place
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -112,3 +112,62 @@ def test_a_changed_file_is_read_again_and_an_unchanged_one_is_not(place, data):
     assert ingest.run(place, place.path("ingest"), uri, DataSettings()) == first
     data(["a", "b", "c"], [0, 1, 1])
     assert ingest.run(place, place.path("ingest"), uri, DataSettings()).num_rows == 3
+
+
+def lists(values, kind):
+    return pa.array(values, pa.list_(kind))
+
+
+def test_lists_of_labels_are_edges_beside_the_images(place, data, tmp_path):
+    uri = data(list("abcd"), lists([["cat", "dog"], ["eel", "cat", None], [], ["dog", "dog"]], pa.string()))
+    checked = "id,label,verified\na,dog,0\na,eel,1\nb,fox,1\nd,,1\nz,cat,1\n"
+    (tmp_path / "checked.csv").write_text(checked)
+    found = ingest.run(place, place.path("ingest"), uri, DataSettings(verification=str(tmp_path / "checked.csv")))
+    assert (found.num_rows, found.num_accepted, found.num_classes, found.multi_label) == (4, 3, 3, True)
+    names = found.label_map()
+    row_N = found.accepted_rows()
+    assert [names.name_of(label) for label in found.labels()[row_N]] == ["cat", "eel", "dog"]
+    edges = label_edges.noisy(found, row_N[::-1])
+    assert [names.name_of(label) for label in edges.label_E] == ["dog", "cat", "eel", "cat", "dog"]
+    assert edges.length_N.tolist() == [1, 2, 2]
+    verification = found.verification().select(["row", "label", "verified"]).to_pylist()
+    assert [(v["row"], names.name_of(v["label"]), v["verified"]) for v in verification] == [
+        (0, "dog", 0),
+        (0, "eel", 1),
+        (3, "dog", 1),
+    ]
+    rejected = pq.read_table(place.path("ingest", "rejected.parquet")).to_pylist()
+    assert sorted((r["id"], r["reason"]) for r in rejected) == [
+        ("b", "missing label in a list"),
+        ("b", "verification of an unknown label"),
+        ("c", "missing label"),
+        ("d", "label twice in a list"),
+        ("z", "verification of an unknown id"),
+    ]
+    assert label_edges.true(found, row_N) is None
+
+
+def test_integer_lists_keep_their_numbers_and_true_lists_are_known(place, data):
+    truth = lists([[7], [2, 7], [9]], pa.int64())
+    uri = data(list("abc"), lists([[7, 2], [2], [7]], pa.int32()), true_label=truth)
+    found = ingest.run(place, place.path("ingest"), uri, DataSettings(true_label="true_label"))
+    row_N = found.accepted_rows()
+    assert label_edges.noisy(found, row_N).label_E.tolist() == [2, 7, 2, 7]
+    true = label_edges.true(found, row_N)
+    assert true is not None
+    assert (true.label_E.tolist(), true.length_N.tolist()) == ([7, 2, 7], [1, 2, 0])  # 9 is none of the classes
+
+
+def test_one_label_per_image_is_one_edge_per_image(place, data):
+    found = ingest.run(place, place.path("ingest"), data(["a", "b", "c"], [3, None, 1]), DataSettings())
+    assert not found.multi_label
+    edges = label_edges.noisy(found, found.accepted_rows())
+    assert (edges.label_E.tolist(), edges.length_N.tolist()) == ([3, 1], [1, 1])
+
+
+def test_lists_and_single_labels_do_not_mix(place, data):
+    uri = data(["a", "b"], lists([[1], [2]], pa.int64()), one=pa.array([1, 2]), verdict=pa.array([1, 0]))
+    with pytest.raises(DataError, match="expected both alike"):
+        ingest.run(place, place.path("ingest"), uri, DataSettings(true_label="one"))
+    with pytest.raises(DataError, match=r"--data\.verification instead"):
+        ingest.run(place, place.path("ingest"), uri, DataSettings(verified="verdict"))
