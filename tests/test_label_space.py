@@ -9,6 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from cleanscale.stages import evidence_heads
+
 GENERATED = {
     "data": {"train": "generated"},
     "generated": {
@@ -42,8 +44,22 @@ def run_with(finish, in_this_process, small_settings, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def one_shard(run_with) -> Path:
-    return run_with(1 << 30)
+def given_neighbours() -> list[np.ndarray | None]:
+    """What the out-of-fold heads of `one_shard` were given as hard negatives."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def one_shard(run_with, given_neighbours) -> Path:
+    fit = evidence_heads.fit_or_go_on
+
+    def spy(*args, neighbour_CK=None, **more):
+        given_neighbours.append(neighbour_CK)
+        fit(*args, neighbour_CK=neighbour_CK, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evidence_heads, "fit_or_go_on", spy)
+        return run_with(1 << 30)
 
 
 def shards_of(folder: Path) -> list[dict]:
@@ -80,6 +96,16 @@ def test_transfer_finds_more_than_filtering_where_nobody_looked(one_shard):
     }
     assert error["transfer"] < error["naive"]
     assert error["transfer"] < error["classification_filtering"] + 2
+
+
+def test_heads_learn_from_the_classes_most_like_each(one_shard, given_neighbours):
+    assert len(given_neighbours) == GENERATED["evidence"]["row_folds"]
+    neighbour_CK = given_neighbours[0]
+    assert len(neighbour_CK) == GENERATED["generated"]["classes"]
+    with_images = np.flatnonzero((neighbour_CK >= 0).any(axis=1))
+    assert len(with_images) == round(0.9 * len(neighbour_CK))  # the others have no image
+    assert set(neighbour_CK[with_images].ravel()) - {-1} <= set(with_images)
+    assert not (neighbour_CK == np.arange(len(neighbour_CK))[:, None]).any()
 
 
 def test_nothing_that_a_run_leaves_has_the_size_of_images_times_classes(one_shard):

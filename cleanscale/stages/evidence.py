@@ -90,14 +90,15 @@ def run(
     plan = heads.resolved(num_classes)
     job = Job(features, num_classes, settings, weights[0] if weights else None, place.seed, folder)
     with place.timed("evidence", features.num_images, folder=folder), contextlib.ExitStack() as opened:
-        among = None
+        among, neighbours = None, None
         if among_candidates:
+            neighbours = uris.join(folder, candidates.FOLDER)
             made, use_gpu = fingerprint(stage.key), place.engine.use_gpu
             candidates.make(folder, made, features, references[0], settings, index, seed=place.seed, use_gpu=use_gpu)
         evidence_heads.run(
             place,
             folder,
-            HeadsJob(features, num_classes, plan, settings.row_folds, job.weights_uri, place.seed),
+            HeadsJob(features, num_classes, plan, settings.row_folds, job.weights_uri, neighbours, place.seed),
         )
         if among_candidates:
             among = opened.enter_context(candidates.candidate_index(folder, use_gpu=place.engine.use_gpu))

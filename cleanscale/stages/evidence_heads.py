@@ -18,6 +18,7 @@ from cleanscale.stages import head_files
 from cleanscale.stages.feature_shards import Features, FeatureShards
 from cleanscale.stages.place import Place
 from cleanscale.stages.sharded_training import fit_or_go_on
+from cleanscale.stages.vector_index import read_neighbours
 from cleanscale.storage import uris
 from cleanscale.storage.arrays import read_array
 from cleanscale.training.head_settings import HeadPlan
@@ -26,13 +27,15 @@ from cleanscale.training.heads import fit_out_of_fold_heads
 
 @dataclass(frozen=True)
 class HeadsJob:
-    """weights: URI of the images' weights by row. folds: of rows."""
+    """weights: URI of the images' weights by row. folds: of rows. neighbours: folder of an index of the classes, whose
+    nearest other classes are hard negatives of sharded heads; None where there is none."""
 
     features: FeatureShards
     num_classes: int
     plan: HeadPlan
     folds: int
     weights: str | None
+    neighbours: str | None
     seed: int
 
 
@@ -95,6 +98,9 @@ def fit_sharded(worker: Worker, job: HeadsJob, own: Features, weight_N: np.ndarr
     """One head after the other, each of them written before the next is begun: a lost worker costs the last epoch."""
     fold_N = folds_of_rows(job.seed, own.row_N, job.folds)
     total = job.folds * job.plan.epochs
+    neighbour_CK = None
+    if job.neighbours is not None and job.plan.hard_negatives:
+        neighbour_CK = read_neighbours(job.neighbours, 0, job.num_classes)
     there = [head_files.exists(uris.join(worker.uri, head_name(fold))) for fold in range(job.folds)]
     for fold in range(job.folds):
         if there[fold]:
@@ -113,6 +119,7 @@ def fit_sharded(worker: Worker, job: HeadsJob, own: Features, weight_N: np.ndarr
             job.plan,
             seed=job.seed * job.folds + fold,
             used_N=fold_N != fold,
+            neighbour_CK=neighbour_CK,
             on_progress=on_progress,
         )
 

@@ -64,7 +64,7 @@ def test_a_classifier_on_features_is_sharded_fine_tuned_and_evaluated(features, 
 
 def test_out_of_fold_heads_that_are_there_are_not_made_again(features, place, tmp_path):
     folder = str(tmp_path / "evidence")
-    job = HeadsJob(features, CLASSES, SETTINGS.resolved(CLASSES), 2, None, 0)
+    job = HeadsJob(features, CLASSES, SETTINGS.resolved(CLASSES), 2, None, None, 0)
     evidence_heads.run(place, folder, job)
     heads = evidence_heads.row_fold_heads(folder, 2)
     assert all(isinstance(head, FrozenHead) for head in heads)
