@@ -22,6 +22,7 @@ from cleanscale.training.streamed_features import StreamedFeatures
 BLOCK_IMAGES, BLOCK_CLASSES, CHUNK_CLASSES = 16384, 65536, 8192
 STANDARDISED_IMAGES = 1 << 20  # of all workers: the mean and the spread of more differ in the third digit
 PROBED_IMAGES = 512  # of all workers
+ALONE = 1e-3  # of a class's weight: an image that leaves less says nothing of the others
 SCALES = tuple(2.0**-k for k in range(-1, 6))  # tried first; then steps between the best and its neighbours
 FINER = tuple(2.0 ** (k / 4) for k in range(-3, 4))
 
@@ -143,16 +144,18 @@ class _Probe:
     prior_R: torch.Tensor
     embedded_BH: torch.Tensor
     target_B: torch.Tensor
+    weight_B: torch.Tensor
     together: Collectives
 
     def best(self, scales: tuple[float, ...]) -> float:
-        """The scale with the lowest cross-entropy."""
+        """The scale with the lowest weighted cross-entropy."""
         own_SB, used_B = self.own_logits(scales)
         log_sum_SB = self.others(scales)
         highest_SB = self.together.maximum(log_sum_SB)
         log_sum_SB = self.together.sum((log_sum_SB - highest_SB).exp()).log() + highest_SB
         loss_SB = torch.logaddexp(log_sum_SB, own_SB) - own_SB
-        return scales[int(loss_SB[:, used_B].mean(1).argmin())] if used_B.any() else 1.0
+        used_B &= self.weight_B > 0
+        return scales[int((loss_SB * self.weight_B)[:, used_B].sum(1).argmin())] if used_B.any() else 1.0
 
     def others(self, scales: tuple[float, ...]) -> torch.Tensor:
         """Log of the sum of exponentials [S, B] over this worker's classes but each image's own."""
@@ -174,30 +177,35 @@ class _Probe:
         means = self.means
         own_B = (self.target_B >= self.unscaled.first) & (self.target_B < self.unscaled.stop)
         row_X = self.target_B[own_B] - self.unscaled.first
-        left_X = means.weight_R[row_X] - 1
-        embedded_XH = self.embedded_BH[own_B]
-        mean_XH = (means.sum_RH[row_X] - embedded_XH) / left_X.clamp_min(1e-6)[:, None] - means.centre_H
+        embedded_XH, weight_X = self.embedded_BH[own_B], self.weight_B[own_B]
+        left_X = means.weight_R[row_X] - weight_X
+        rest_XH = means.sum_RH[row_X] - weight_X[:, None] * embedded_XH
+        mean_XH = rest_XH / left_X.clamp_min(1e-6)[:, None] - means.centre_H
         towards_XH = mean_XH @ means.precision_HH
         logit_X = (towards_XH * (embedded_XH - means.centre_H)).sum(1) - (towards_XH * mean_XH).sum(1) / 2
         found_SB = embedded_XH.new_zeros(len(scales) + 1, len(own_B))
         scale_S1 = torch.tensor(scales, device=found_SB.device)[:, None]
         found_SB[:-1, own_B] = scale_S1 * logit_X + self.prior_R[row_X]
-        found_SB[-1, own_B] = (left_X < 0.5).float()
+        found_SB[-1, own_B] = (left_X < ALONE * means.weight_R[row_X]).float()
         found_SB = self.together.sum(found_SB)
         return found_SB[:-1], found_SB[-1] == 0
 
 
-def _probed(layers: Layers, data: StreamedFeatures, together: Collectives) -> tuple[torch.Tensor, torch.Tensor]:
-    """(embeddings, targets) of evenly spaced images of all workers."""
+def _probed(
+    layers: Layers, data: StreamedFeatures, together: Collectives
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(embeddings, targets, weights) of evenly spaced images of all workers."""
     most = -(-PROBED_IMAGES // together.world)
     device = layers.mean_D.device
     embedded_BH = torch.zeros(most, layers.width, device=device)
     target_B = torch.full((most,), -1, device=device)
+    weight_B = torch.zeros(most, device=device)
     start = 0
-    for feature_XD, target_X, _ in data.evenly(most, BLOCK_IMAGES):
+    for feature_XD, target_X, weight_X in data.evenly(most, BLOCK_IMAGES):
         stop = start + len(target_X)
         embedded_BH[start:stop] = layers.embed(feature_XD.to(device))
-        target_B[start:stop] = target_X.to(device)
+        target_B[start:stop], weight_B[start:stop] = target_X.to(device), weight_X.to(device)
         start = stop
-    embedded_BH, target_B = together.gather(embedded_BH), together.gather(target_B)
-    return embedded_BH[target_B >= 0], target_B[target_B >= 0]
+    embedded_BH, target_B, weight_B = (together.gather(x_B) for x_B in (embedded_BH, target_B, weight_B))
+    there_B = target_B >= 0
+    return embedded_BH[there_B], target_B[there_B], weight_B[there_B]
