@@ -153,7 +153,7 @@ class ClassIndexSettings(BaseModel):
     )
     flat_classes: int = Field(16384, ge=1, description="Most classes that auto compares one by one.")
     recall: float = Field(
-        0.9,
+        0.8,
         gt=0,
         le=1,
         description="Share of the ten nearest classes that ivf_sq8 is to find; how many cells that takes is measured.",
