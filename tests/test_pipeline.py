@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from run_tables import same_tables
 
 from cleanscale import schema
 from cleanscale.config import load
@@ -34,22 +35,6 @@ def measured(nested, path=()):
             yield (*path, name), inner
         if isinstance(inner, dict):
             yield from measured(inner, (*path, name))
-
-
-def same_tables(one: Path, other: Path, by_row, stages=("features", "evidence", "relevance"), **tolerance) -> None:
-    """The tables of two runs' round 0 hold the same, however they are cut into files."""
-    for stage in stages:
-        a, b = (by_row(folder / "rounds" / "00" / stage) for folder in (one, other))
-        assert a.column_names == b.column_names
-        assert a.num_rows == b.num_rows
-        for name in a.column_names:
-            left, right = a[name], b[name]
-            if pa.types.is_fixed_size_list(left.type):
-                left, right = left.combine_chunks().flatten(), right.combine_chunks().flatten()
-            if not tolerance or not pa.types.is_floating(left.type):
-                assert left.equals(right), f"{stage}.{name}"
-                continue
-            np.testing.assert_allclose(left.to_numpy(), right.to_numpy(), err_msg=f"{stage}.{name}", **tolerance)
 
 
 # ---- what a run leaves -----------------------------------------------------------------------------------------------
