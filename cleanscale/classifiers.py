@@ -18,6 +18,7 @@ from cleanscale.stages import (
 )
 from cleanscale.stages.feature_shards import FeatureShards
 from cleanscale.stages.ingest import Ingested
+from cleanscale.stages.outcome import publish
 from cleanscale.stages.place import Place
 from cleanscale.stages.predictions import Predictions
 from cleanscale.stages.supervision import AS_LABELLED, Supervision
@@ -142,7 +143,7 @@ def train_with_cleaning(
         head_classifier.head_settings(settings.heads, settings.classifier),
         backbone=uris.join(backbone[0], classifier.MODEL) if backbone else None,
     )
-    label_cleaning.publish(place, folder, shards)
+    publish(place, uris.join(folder, label_cleaning.LABELS), label_cleaning.LABELS, shards)
     return Trained(made, backbone, shards.projection)
 
 

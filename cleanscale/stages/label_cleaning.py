@@ -103,16 +103,6 @@ def run(
     return stage.finish(written, notes={"trained": list(settings.trained())})
 
 
-def publish(place: Place, folder: str, features: FeatureShards) -> None:
-    """The newest cleaned labels in labels/ of the run folder. Files of an older table go last."""
-    names = [f"{shard.name}.parquet" for shard in features.shards]
-    for name in names:
-        uris.write_bytes(place.path(LABELS, name), uris.read_bytes(uris.join(folder, LABELS, name)))
-    for file in uris.list_files(place.path(LABELS), (".parquet",)):
-        if file.path not in names:
-            uris.remove_tree(file.uri)
-
-
 def fit_loop(worker: Worker, job: Job) -> None:
     verification = job.data.verification()
     own = job.features.read_all(job.features.deal(worker.world)[worker.rank])
