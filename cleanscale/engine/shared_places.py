@@ -11,7 +11,7 @@ import ray
 import ray.exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cleanscale.engine.tasks import fetch
+from cleanscale.engine.tasks import WorkLostError, fetch
 from cleanscale.errors import CleanscaleError, ConfigError
 from cleanscale.storage import uris
 
@@ -49,8 +49,8 @@ def answer(task: Any) -> list[str]:
     """What a node does not see; a node that is lost meanwhile has nothing to say."""
     try:
         return fetch(task)
-    except ray.exceptions.RayError as error:
-        log.warning("a node did not say which places it sees (%s)", str(error).splitlines()[0])
+    except WorkLostError as error:
+        log.warning("a node did not say which places it sees (%s)", error)
         return []
 
 

@@ -56,7 +56,8 @@ def map_shards(
     in_flight: dict[Any, int] = {}
     while waiting or in_flight:
         # Asked again each time: tasks that wait are what makes a cluster start nodes, whose cores then take more.
-        while waiting and len(in_flight) < max(2, int(2 * cluster_cpus())):
+        most = max(2, int(2 * cluster_cpus()))
+        while waiting and len(in_flight) < most:
             position = waiting.popleft()
             task = _run.options(num_cpus=num_cpus).remote(function, items[position], tuple(references))
             in_flight[task] = position
@@ -64,7 +65,7 @@ def map_shards(
         for task in done:
             position = in_flight.pop(task)
             try:
-                yield position, fetch(task)
+                result = fetch(task)
             except WorkLostError as error:
                 lost[position] += 1
                 if lost[position] > MAX_RETRIES:
@@ -76,6 +77,8 @@ def map_shards(
                     "%s: a process or its node was lost (%s); its piece is done again", function.__name__, error
                 )
                 waiting.appendleft(position)
+            else:
+                yield position, result
 
 
 class WorkLostError(Exception):
