@@ -17,36 +17,27 @@ import json
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
+
+from cleanscale.engine.memory import Sampler
 
 ROOT = Path(__file__).parents[1]
 SAMPLE_S = 5.0
 IMAGES_PER_CLASS = 20
 
 
-class PeakDisk:
+class PeakDisk(Sampler):
     """Samples what a folder holds while a `with` lasts, in bytes."""
 
     def __init__(self, folder: Path) -> None:
+        super().__init__(SAMPLE_S)
         self.folder = folder
         self.peak = 0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
 
-    def __enter__(self) -> PeakDisk:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _sample(self) -> None:
-        while not self._stop.wait(SAMPLE_S):
-            self.peak = max(self.peak, disk_bytes(self.folder))
+    def look(self) -> None:
+        self.peak = max(self.peak, disk_bytes(self.folder))
 
 
 def disk_bytes(folder: Path) -> int:

@@ -12,6 +12,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from cleanscale.errors import CleanscaleError, ConfigError
@@ -108,7 +109,7 @@ def asked(options: argparse.Namespace) -> tuple[Workload, Cluster]:
     )
     # A head that one worker holds whole goes through the images eight times (training/head_settings.py).
     epochs = options.head_epochs or (1 if work.sharded else 8)
-    work = Workload(**{**work.__dict__, "head_epochs": epochs})
+    work = replace(work, head_epochs=epochs)
     return work, Cluster(
         nodes=options.nodes,
         cores=options.cores,

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 # Verification labels (CleanNet, Eq. 1).
 RIGHT, WRONG, UNSEEN = 1, 0, -1
+VERDICT = ("row", "label", "verified")  # columns that say what somebody found of a label
 
 INGESTED = pa.schema(
     [

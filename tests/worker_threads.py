@@ -31,6 +31,9 @@ class Threads:
     def gather(self, tensor: torch.Tensor) -> torch.Tensor:
         return torch.cat(self.everybodys(tensor))
 
+    def wait(self) -> None:
+        self.barrier.wait()
+
     def average_gradients(self, parameters) -> None:
         for p in parameters:
             grad = p.grad if p.grad is not None else torch.zeros_like(p)

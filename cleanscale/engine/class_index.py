@@ -22,6 +22,7 @@ import ray
 from cleanscale.engine.here import here
 from cleanscale.engine.session import cluster_cpus, cluster_gpus
 from cleanscale.engine.tasks import fetch, one_thread
+from cleanscale.maths.class_embeddings import unit
 from cleanscale.maths.class_search import Candidates, joined, merged, probed_lists
 from cleanscale.maths.references import ReferenceSets
 from cleanscale.storage.index_files import ClassRange, IndexFiles
@@ -209,9 +210,3 @@ def gpu_resources() -> Any | None:
     if not hasattr(faiss, "StandardGpuResources") or not faiss.get_num_gpus():
         return None
     return faiss.StandardGpuResources()
-
-
-def unit(vector_XE: np.ndarray) -> np.ndarray:
-    """float32 [X, E] of length 1; zeros stay."""
-    vector_XE = np.asarray(vector_XE, np.float32)
-    return vector_XE / np.maximum(np.linalg.norm(vector_XE, axis=1, keepdims=True), 1e-12)

@@ -6,22 +6,21 @@ import contextlib
 import os
 import threading
 from pathlib import Path
+from typing import Self
 
 
-class PeakMemory:
-    """Samples while a `with` lasts. Proportional set size counts a shared page once, over all who share it, in bytes.
+class Sampler:
+    """Calls `look` now and then while a `with` lasts, in a thread of its own."""
 
-    Only this node is seen, and only on Linux.
-    """
-
-    def __init__(self, interval_s: float = 2.0) -> None:
+    def __init__(self, interval_s: float) -> None:
         self.interval_s = interval_s
-        self.driver = 0
-        self.total = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
 
-    def __enter__(self) -> PeakMemory:
+    def look(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -31,11 +30,26 @@ class PeakMemory:
 
     def _sample(self) -> None:
         while True:
-            mine = pss_bytes(os.getpid())
-            others = sum(pss_bytes(pid) for pid in descendants(os.getpid()))
-            self.driver, self.total = max(self.driver, mine), max(self.total, mine + others)
+            self.look()
             if self._stop.wait(self.interval_s):
                 return
+
+
+class PeakMemory(Sampler):
+    """Proportional set size counts a shared page once, over all who share it, in bytes.
+
+    Only this node is seen, and only on Linux.
+    """
+
+    def __init__(self, interval_s: float = 2.0) -> None:
+        super().__init__(interval_s)
+        self.driver = 0
+        self.total = 0
+
+    def look(self) -> None:
+        mine = pss_bytes(os.getpid())
+        others = sum(pss_bytes(pid) for pid in descendants(os.getpid()))
+        self.driver, self.total = max(self.driver, mine), max(self.total, mine + others)
 
 
 def pss_bytes(pid: int) -> int:

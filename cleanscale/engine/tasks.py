@@ -90,11 +90,9 @@ def shared_value(function: Callable[..., Any], *args: Any) -> Any:
 
     The driver never holds it. A lost copy is made again. In a trial (`engine.here`) it is the plain value.
     """
-    return (
-        function(*args)
-        if here() is not None
-        else _run.options(max_retries=MAX_RETRIES).remote(_apply, args, (function,))
-    )
+    if here() is not None:
+        return function(*args)
+    return _run.options(max_retries=MAX_RETRIES).remote(_apply, args, (function,))
 
 
 def _apply(args: tuple[Any, ...], function: Callable[..., Any]) -> Any:
@@ -106,7 +104,8 @@ def fetch(task: Any) -> Any:
     try:
         return ray.get(task)
     except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, ray.exceptions.RayError):  # what it was to read is gone
+        # What the task was to read is gone, or whom it asked (the class index).
+        if isinstance(error.cause, ray.exceptions.RayError | WorkLostError):
             raise WorkLostError(type(error.cause).__name__) from error
         raise users_error(error) or error from error
     except ray.exceptions.RayError as error:

@@ -21,9 +21,7 @@ class ClassEmbeddings:
 
     def of(self, label_N: np.ndarray) -> np.ndarray:
         """float32 [N, E]; NaN for classes without references."""
-        place_N = np.minimum(np.searchsorted(self.label_C, label_N), len(self.label_C) - 1)
-        found_N = self.label_C[place_N] == label_N
-        return np.where(found_N[:, None], self.embedding_CE[place_N], np.nan).astype(np.float32)
+        return gathered(self.label_C, self.embedding_CE, label_N)
 
     def nearest_other(self, query_NE: np.ndarray, label_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(label or -1, cosine) of the class but the own that is nearest to each image, compared with all of them."""
@@ -36,6 +34,21 @@ class ClassEmbeddings:
             cosine_N[rows] = cosine_BC[np.arange(len(at_B)), at_B]
             near_N[rows] = np.where(np.isfinite(cosine_N[rows]), self.label_C[at_B], -1)
         return near_N, cosine_N.clip(max=1)
+
+
+def gathered(label_C: np.ndarray, vector_CE: np.ndarray, label_N: np.ndarray) -> np.ndarray:
+    """float32 [N, E]: the vectors of these classes; NaN for those that label_C (sorted) has not."""
+    if not len(label_C):
+        return np.full((len(label_N), vector_CE.shape[1]), np.nan, np.float32)
+    at_N = np.minimum(np.searchsorted(label_C, label_N), len(label_C) - 1)
+    found_N = label_C[at_N] == label_N
+    return np.where(found_N[:, None], vector_CE[at_N], np.nan).astype(np.float32)
+
+
+def unit(vector_XE: np.ndarray) -> np.ndarray:
+    """float32 [X, E] of length 1; zeros stay."""
+    vector_XE = np.asarray(vector_XE, np.float32)
+    return vector_XE / np.maximum(np.linalg.norm(vector_XE, axis=1, keepdims=True), 1e-12)
 
 
 def cosine(query_NE: np.ndarray, class_NE: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from cleanscale.maths.class_embeddings import gathered
 from cleanscale.maths.keyed_random import Purpose, hash_rows
 
 SLACK = 8  # candidates asked for beyond those wanted: classes that tie at the end show
@@ -199,15 +200,6 @@ class RangeIndex:
     def embeddings(self, label_N: np.ndarray) -> np.ndarray:
         """float32 [N, E]; NaN for classes that are not here."""
         return gathered(self.label_C, self.vector_CE, label_N)
-
-
-def gathered(label_C: np.ndarray, vector_CE: np.ndarray, label_N: np.ndarray) -> np.ndarray:
-    """float32 [N, E]: the vectors of these classes; NaN for those that label_C (sorted) has not."""
-    if not len(label_C):
-        return np.full((len(label_N), vector_CE.shape[1]), np.nan, np.float32)
-    at_N = np.minimum(np.searchsorted(label_C, label_N), len(label_C) - 1)
-    found_N = label_C[at_N] == label_N
-    return np.where(found_N[:, None], vector_CE[at_N], np.nan).astype(np.float32)
 
 
 def merged(parts: Sequence[Candidates], candidates: int) -> Candidates:

@@ -20,7 +20,7 @@ import torch
 
 from cleanscale.datasets.labels import MISSING, UNKNOWN, LabelMap
 from cleanscale.detectors import DETECTORS, Decision, Evidence, FittedDetector
-from cleanscale.maths.class_embeddings import ClassEmbeddings, cosine, suggested
+from cleanscale.maths.class_embeddings import ClassEmbeddings, cosine, suggested, unit
 from cleanscale.maths.compared_classes import Compared, blocks_of_rows
 from cleanscale.maths.evidence import ImageSignals, OutOfFold, image_signals, other_class_signals
 from cleanscale.maths.projection import Projection
@@ -261,10 +261,6 @@ class ServedDetector:
 def as_text(label: Any) -> str:
     """12, 12.0 (a column of numbers with a gap) and "12" are one label."""
     return str(int(label)) if isinstance(label, float) and label.is_integer() else str(label)
-
-
-def unit(vector_XD: np.ndarray) -> np.ndarray:
-    return vector_XD / np.maximum(np.linalg.norm(vector_XD, axis=1, keepdims=True), 1e-12)
 
 
 def _load_pyfunc(path: str) -> ServedDetector:

@@ -8,7 +8,6 @@ it reads where they lie: features and references of unverified classes are gathe
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +27,7 @@ from cleanscale.storage import uris
 from cleanscale.storage.manifests import Manifest, open_stage
 from cleanscale.storage.rows import JoinedRows
 from cleanscale.storage.shards import Shard
-from cleanscale.storage.tables import read_table, write_table
+from cleanscale.storage.tables import fingerprint_columns, read_table, write_table
 from cleanscale.training.cleannet import cross_fitted_relevance
 from cleanscale.training.cleannet_settings import CleanNetSettings
 
@@ -74,7 +73,7 @@ def run(
         {
             "features": features.fingerprint,
             "references": references[1],
-            "verification": fingerprint_of(verification),
+            "verification": fingerprint_columns(verification),
         },
     )
     if stage.complete:
@@ -93,14 +92,6 @@ def run(
             on_progress=place.follow(step, name),
         )
     return stage.finish(notes={"model": MODEL, "steps": total})
-
-
-def fingerprint_of(verification: pa.Table) -> str:
-    """Which verification labels there are, in a few digits."""
-    digest = hashlib.sha256()
-    for name, kind in (("row", np.int64), ("label", np.int32), ("verified", np.int8)):
-        digest.update(verification[name].to_numpy().astype(kind).tobytes())
-    return digest.hexdigest()[:16]
 
 
 def extract_verified(shards: list[Shard], job: Job) -> None:

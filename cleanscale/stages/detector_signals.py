@@ -22,7 +22,6 @@ from cleanscale.signals import MAKERS, FeatureSignals, Images
 from cleanscale.signals.class_learning import ClassLearner
 from cleanscale.signals.confident_learning import ConfidentLearning, check_confident_learning
 from cleanscale.signals.neighbour_vote import NeighbourVotes, class_voters, voting_images
-from cleanscale.stages import cleannet as cleannet_stage
 from cleanscale.stages import evidence_heads
 from cleanscale.stages.feature_shards import FeatureShards
 from cleanscale.stages.place import Place
@@ -32,7 +31,7 @@ from cleanscale.storage import uris
 from cleanscale.storage.arrays import read_array
 from cleanscale.storage.manifests import Manifest, open_stage
 from cleanscale.storage.shards import Shard
-from cleanscale.storage.tables import read_table, write_table
+from cleanscale.storage.tables import fingerprint_columns, read_table, write_table
 
 VOTERS = "voters"
 
@@ -106,7 +105,7 @@ def run(
     by_class = isinstance(maker, ClassLearner)
     inputs = {"features": features.fingerprint} | ({} if by_class else {"evidence": evidence[1]})
     if by_class and maker.supervised:
-        inputs["verification"] = cleannet_stage.fingerprint_of(verification)
+        inputs["verification"] = fingerprint_columns(verification)
     stage = open_stage(folder, f"signals of {name}", {"run": {"seed": place.seed}}, inputs)
     if stage.complete:
         return stage.complete

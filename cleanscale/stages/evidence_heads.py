@@ -21,6 +21,7 @@ from cleanscale.stages.sharded_training import fit_or_go_on
 from cleanscale.stages.vector_index import read_neighbours
 from cleanscale.storage import uris
 from cleanscale.storage.arrays import read_array
+from cleanscale.storage.rows import in_memory
 from cleanscale.training.head_settings import HeadPlan
 from cleanscale.training.heads import fit_out_of_fold_heads
 
@@ -77,7 +78,7 @@ def said_epochs(worker: Worker, total: int) -> Callable[[int, float], None]:
 def fit_dense(worker: Worker, job: HeadsJob, own: Features, weight_N: np.ndarray) -> None:
     """Every worker ends with all heads; rank 0 writes them."""
     heads = fit_out_of_fold_heads(
-        own.feature_ND[np.arange(len(own))].astype(np.float32),
+        in_memory(own.feature_ND).astype(np.float32),
         own.label_N.astype(np.int64),
         weight_N,
         own.row_N,

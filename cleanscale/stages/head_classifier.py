@@ -29,6 +29,7 @@ from cleanscale.stages.sharded_training import fit_or_go_on
 from cleanscale.stages.supervision import AS_LABELLED, Supervision, Taught
 from cleanscale.storage import uris
 from cleanscale.storage.manifests import Manifest, open_stage
+from cleanscale.storage.rows import in_memory
 from cleanscale.training.classifier import ClassifierSettings
 from cleanscale.training.head_settings import HeadPlan, HeadSettings
 from cleanscale.training.heads import fit_head, fit_noisy_head
@@ -125,7 +126,6 @@ def fit_loop(worker: Worker, job: Job) -> None:
     if job.plan.sharded == "on":
         fit_sharded(worker, job, own, taught)
         return
-    feature_ND = own.feature_ND[np.arange(len(own))]  # a dense head takes what memory holds
     total = job.plan.epochs * job.features.num_images
 
     history: list[dict[str, float]] = []
@@ -144,7 +144,7 @@ def fit_loop(worker: Worker, job: Job) -> None:
     target_N, weight_N = taught.targets(own.row_N, own.label_N), taught.weights(own.row_N)
     loss = taught.loss(worker.device)
     if loss is None:
-        head = fit_head(feature_ND, target_N, weight_N, job.num_classes, job.plan, **common)
+        head = fit_head(in_memory(own.feature_ND), target_N, weight_N, job.num_classes, job.plan, **common)
     else:
         head = fit_with_noise(own, target_N, taught, loss, job, worker, common)
     if worker.rank == 0:

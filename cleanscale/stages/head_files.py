@@ -45,14 +45,14 @@ def write_part(uri: str, part: HeadPart, together: Collectives, *, with_state: b
     """Every worker calls it; when it returns the head is there, whole."""
     if together.rank == 0:
         uris.remove_tree(uri)  # another number of workers may have left other pieces
-    wait(together)
+    together.wait()
     rows = part.rows
     columns = {"weight": rows.weight_RH, "bias": rows.bias_R} | ({"square": part.square_R} if with_state else {})
     for first, stop in pieces(rows.first, rows.stop):
         for name, value_RX in columns.items():
             piece = value_RX[first - rows.first : stop - rows.first].detach().cpu().numpy()
             class_arrays.write_range(uri, name, first, piece)
-    wait(together)
+    together.wait()
     if together.rank == 0:
         uris.write_bytes(uris.join(uri, STATE), to_npz(_state(part)))
         layers = part.layers
@@ -65,7 +65,7 @@ def write_part(uri: str, part: HeadPart, together: Collectives, *, with_state: b
             "epochs_done": part.epochs_done,
         }
         uris.write_bytes(uris.join(uri, LAYERS), weight_files.to_bytes(layers, KIND, config))
-    wait(together)
+    together.wait()
 
 
 def pieces(first: int, stop: int) -> list[tuple[int, int]]:
@@ -73,12 +73,6 @@ def pieces(first: int, stop: int) -> list[tuple[int, int]]:
     inner = range((first // PIECE_CLASSES + 1) * PIECE_CLASSES, stop, PIECE_CLASSES)
     cuts = [first, *inner, stop]
     return [(a, b) for a, b in pairwise(cuts) if a < b]
-
-
-def wait(together: Collectives) -> None:
-    """For every worker to come here."""
-    if together.world > 1:
-        together.sum(torch.zeros(1))
 
 
 def _state(part: HeadPart) -> dict[str, np.ndarray]:

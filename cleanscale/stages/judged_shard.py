@@ -65,10 +65,10 @@ class JudgedShard:
         """row_V: only those of these rows that are in the shard."""
         features = sources.features.read(shard, ids=row_V is None)
         table = read_table(uris.join(sources.evidence, f"{shard.name}.parquet"))
-        chosen = np.arange(len(features)) if row_V is None else np.flatnonzero(np.isin(features.row_N, row_V))
         mean_CD, position_N = mean_references(shard, sources, features)
         if row_V is not None:
-            features, position_N = features.take(chosen), position_N[chosen]
+            chosen_N = np.isin(features.row_N, row_V)
+            features, position_N = features.take(chosen_N), position_N[chosen_N]
         table = table.take(pa.array(places(table["row"].to_numpy(), features.row_N)))
         signals = {n: table[n].to_numpy() for n in table.column_names if n not in NOT_SIGNALS}
         feature_ND = features.feature_ND.astype(np.float32)

@@ -30,7 +30,7 @@ from cleanscale.stages.place import Place
 from cleanscale.storage import uris
 from cleanscale.storage.manifests import Manifest, open_stage
 from cleanscale.storage.shards import Shard
-from cleanscale.storage.tables import write_table
+from cleanscale.storage.tables import fingerprint_columns, write_table
 from cleanscale.training.head_settings import HeadPlan, HeadSettings
 from cleanscale.training.label_cleaning import Fitted, Images, Trainer, Verified, clean
 from cleanscale.training.label_cleaning_settings import CleaningSettings
@@ -80,7 +80,7 @@ def run(
         {
             "features": features.fingerprint,
             "ingest": data.fingerprint,
-            "verification": label_edges.fingerprint_of(verification),
+            "verification": fingerprint_columns(label_edges.verdicts(verification)),
         },
     )
     if stage.complete:
@@ -105,7 +105,7 @@ def run(
 
 def fit_loop(worker: Worker, job: Job) -> None:
     verification = job.data.verification()
-    own = job.features.read_all(job.features.deal(worker.world)[worker.rank])
+    own = job.features.read_all(job.features.deal(worker.world)[worker.rank], worker.scratch)
     images = Images(
         own.feature_ND,
         label_edges.noisy(job.data, own.row_N),

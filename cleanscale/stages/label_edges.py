@@ -16,7 +16,6 @@ from cleanscale import schema
 from cleanscale.maths.label_lists import LabelLists
 from cleanscale.stages.ingest import EDGES, REJECTED_LABEL, TRUE_EDGES, TRUTH_NOT_GIVEN, Ingested, part_name
 from cleanscale.storage import uris
-from cleanscale.storage.manifests import fingerprint
 from cleanscale.storage.tables import read_table
 
 Edges = tuple[np.ndarray, np.ndarray]  # (row int64 [E], label int32 [E])
@@ -71,7 +70,3 @@ def verdicts(verification: pa.Table) -> pa.Table:
         }
     )
     return table.sort_by([("row", "ascending"), ("label", "ascending")])
-
-
-def fingerprint_of(verification: pa.Table) -> str:
-    return fingerprint(verdicts(verification).to_pydict())

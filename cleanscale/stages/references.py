@@ -17,7 +17,7 @@ from cleanscale.stages.place import Place
 from cleanscale.stages.settings import ReferencesSettings
 from cleanscale.storage import uris
 from cleanscale.storage.manifests import Manifest, open_stage
-from cleanscale.storage.rows import JoinedRows, Rows, empty_rows
+from cleanscale.storage.rows import JoinedRows, Rows, empty_rows, in_memory
 from cleanscale.storage.shards import Shard
 from cleanscale.storage.tables import read_table, write_table
 
@@ -171,11 +171,6 @@ def stored(folder: str, ranges: Sequence[Sequence[Shard]], width: int, scratch: 
     )
 
 
-def in_memory(sets: ReferenceSets) -> ReferenceSets:
-    """The same sets, their vectors gathered into one float32 array."""
-    return replace(sets, vector_MD=sets.vector_MD[np.arange(len(sets.vector_MD))])
-
-
 def read(folder: str, shards: list[Shard], features: FeatureShards) -> ReferenceSets:
     """The reference sets of one range of classes, as `FeatureShards.class_ranges` has them, in memory."""
     return of_shard(folder, shards[0], features.read(shards[0]))
@@ -184,7 +179,8 @@ def read(folder: str, shards: list[Shard], features: FeatureShards) -> Reference
 def of_shard(folder: str, shard: Shard, features: Features) -> ReferenceSets:
     """The reference sets of the classes of a shard whose features are at hand, in memory."""
     found = stored(folder, [[shard]], features.feature_ND.shape[1])
-    return in_memory(found.with_vectors(features.label_N, features.row_N, features.feature_ND))
+    sets = found.with_vectors(features.label_N, features.row_N, features.feature_ND)
+    return replace(sets, vector_MD=in_memory(sets.vector_MD))
 
 
 def means(folder: str, features: FeatureShards) -> tuple[np.ndarray, np.ndarray]:

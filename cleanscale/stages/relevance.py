@@ -21,7 +21,6 @@ from cleanscale.detectors import DETECTORS, Decision, Evidence
 from cleanscale.engine.class_index import ClassIndex, opened
 from cleanscale.engine.tasks import map_shards
 from cleanscale.stages import class_index as class_index_stage
-from cleanscale.stages import cleannet as cleannet_stage
 from cleanscale.stages import open_set
 from cleanscale.stages.judged_shard import (
     JudgedShard,
@@ -37,7 +36,7 @@ from cleanscale.storage import uris
 from cleanscale.storage.arrays import scatter, write_array
 from cleanscale.storage.manifests import Manifest, open_stage, write_json
 from cleanscale.storage.shards import Shard
-from cleanscale.storage.tables import read_table, write_table
+from cleanscale.storage.tables import fingerprint_columns, read_table, write_table
 from cleanscale.treatments import TREATMENTS, Judged
 
 WEIGHTS, DETECTORS_FILE = "weights.npy", "detectors.json"
@@ -76,7 +75,7 @@ def run(
             "evidence": {"class_folds": class_folds},
             "run": {"seed": place.seed},
         },
-        inputs | {"verification": cleannet_stage.fingerprint_of(verification)},
+        inputs | {"verification": fingerprint_columns(verification)},
     )
     if stage.complete:
         return stage.complete

@@ -47,7 +47,7 @@ def fit_or_go_on(
             if together.rank == 0:
                 uris.remove_tree(checkpoint(uri, epoch))
 
-    head_files.wait(together)  # whoever is first must not remove what the others are about to read
+    together.wait()  # whoever is first must not remove what the others are about to read
     made = fit_sharded_head(
         feature_ND,
         target_N,

@@ -41,9 +41,9 @@ from cleanscale.stages.place import Place
 from cleanscale.stages.settings import TreatmentSettings
 from cleanscale.storage import uris
 from cleanscale.storage.arrays import read_array, scatter, write_array
-from cleanscale.storage.manifests import Manifest, fingerprint, open_stage, read_manifest
+from cleanscale.storage.manifests import Manifest, open_stage, read_manifest
 from cleanscale.storage.shards import Shard
-from cleanscale.storage.tables import read_table, write_table
+from cleanscale.storage.tables import fingerprint_columns, read_table, write_table
 from cleanscale.training.losses import Loss, NoiseModel, listed_loss, noise_loss
 from cleanscale.treatments import MATRIX_TREATMENTS, NOISE_TREATMENTS
 from cleanscale.treatments.relabel import Suggested, relabelled
@@ -204,7 +204,10 @@ def make(
 ) -> Manifest:
     verification, num_classes = data.verification(), data.num_classes
     name = treatment.name
-    inputs = {"features": features.fingerprint, "verification": fingerprint(verification.to_pydict())}
+    inputs = {
+        "features": features.fingerprint,
+        "verification": fingerprint_columns(verification, verification.column_names),
+    }
     inputs |= {"evidence": evidence[1]} if name != "noise_em" else {}
     inputs |= {"relevance": relevance[1]} if name not in NOISE_TREATMENTS else {}
     key = {"treatment": {"name": name}, "run": {"seed": place.seed}}

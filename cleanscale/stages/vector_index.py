@@ -13,14 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from cleanscale.engine.class_index import ClassIndex, opened, unit
+from cleanscale.engine.class_index import ClassIndex, opened
 from cleanscale.engine.tasks import map_shards
 from cleanscale.maths import class_search
+from cleanscale.maths.class_embeddings import unit
 from cleanscale.maths.class_search import SearchPlan, without
 from cleanscale.maths.keyed_random import Purpose, hash_rows
 from cleanscale.stages.settings import ClassIndexSettings
-from cleanscale.storage import uris
-from cleanscale.storage.arrays import read_array, write_array
+from cleanscale.storage import class_arrays, uris
+from cleanscale.storage.arrays import read_array
 from cleanscale.storage.index_files import (
     INDEX,
     TRAINED,
@@ -33,6 +34,7 @@ from cleanscale.storage.index_files import (
 )
 from cleanscale.storage.shards import Shard
 
+NEIGHBOURS = "neighbours"
 ANSWERS = 10  # recall is that of so many
 QUERIES = 512  # that it is measured with
 WORTH_IT = 1 / 8  # of the cells: searching more of them takes longer than comparing all classes
@@ -171,10 +173,6 @@ def probes_for(index: ClassIndex, query_QE: np.ndarray, target: float, most: int
 # ---- the nearest other classes of each class -------------------------------------------------------------------------
 
 
-def neighbours_name(first: int) -> str:
-    return f"neighbours-{first:09d}.npy"
-
-
 def write_neighbours(index: ClassIndex, probes: int | None, most: int) -> None:
     """For every range of the index an int32 array [stop - first, K]: a row per class id, -1 where there is none."""
     for _ in map_shards(neighbours_of_range, index.files.ranges, index, probes, most):
@@ -188,7 +186,7 @@ def neighbours_of_range(one: ClassRange, index: ClassIndex, probes: int | None, 
     found_CK, _ = without(*index.search(vector_CE, most + 1, probes=probes, exact=probes is None), label_C)
     neighbour_XK = np.full((one.stop - one.first, most), -1, np.int32)
     neighbour_XK[label_C - one.first] = found_CK
-    write_array(uris.join(folder, neighbours_name(one.first)), neighbour_XK)
+    class_arrays.write_range(folder, NEIGHBOURS, one.first, neighbour_XK)
 
 
 def read_neighbours(folder: str, start: int, stop: int, most: int | None = None) -> np.ndarray:
@@ -200,7 +198,7 @@ def read_neighbours(folder: str, start: int, stop: int, most: int | None = None)
     for one in IndexFiles.read(folder).ranges:
         low, high = max(start, one.first), min(stop, one.stop)
         if low < high:
-            whole_XK = mapped_array(uris.join(folder, neighbours_name(one.first)))
+            whole_XK = mapped_array(uris.join(folder, class_arrays.file_name(NEIGHBOURS, one.first)))
             part_XK = whole_XK[low - one.first : high - one.first, :most]
             if found is None:
                 found = np.full((stop - start, part_XK.shape[1]), -1, np.int32)

@@ -61,6 +61,11 @@ def empty_rows(rows: int, width: int, dtype: type, folder: str | None = None) ->
     return MappedRows(rows, width, dtype, folder)
 
 
+def in_memory(rows: Rows | JoinedRows) -> np.ndarray:
+    """All of them as one array: for what takes no less."""
+    return rows if isinstance(rows, np.ndarray) else rows[np.arange(len(rows))]
+
+
 class JoinedRows:
     """Rows of several kinds behind each other, gathered through pointers: what is stored once is not copied.
 

@@ -28,6 +28,10 @@ class Collectives(Protocol):
         """The workers' tensors, of equal shapes, behind each other in the order of ranks; no gradient flows back."""
         ...
 
+    def wait(self) -> None:
+        """For every worker to come here."""
+        ...
+
 
 class Alone:
     """One worker: nothing to exchange."""
@@ -46,6 +50,9 @@ class Alone:
 
     def gather(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.detach()
+
+    def wait(self) -> None:
+        pass
 
 
 class TorchDistributed:
@@ -77,6 +84,9 @@ class TorchDistributed:
         found = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(self.world)]
         torch.distributed.all_gather(found, tensor.detach().contiguous())
         return torch.cat(found)
+
+    def wait(self) -> None:
+        torch.distributed.barrier()
 
 
 def collectives() -> Collectives:

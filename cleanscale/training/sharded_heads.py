@@ -217,7 +217,7 @@ class _Fit:
         else:
             hard_X = self.hard_negatives(given.target_BT, random)
             blocks = sampled_classes(given, part.rows, self.negatives, random, hard_X)
-        if not part.square_R.any() and step == 0:
+        if step == 0 and not part.square_R.any():
             # As if one image had been there: without it a row's first step would be whole, however small its gradient.
             part.square_R.fill_(float((given.embedded_BH.square().mean() / self.plan.batch**2).clamp_min(1e-20)))
         with torch.no_grad():

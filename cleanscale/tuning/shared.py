@@ -18,6 +18,7 @@ from cleanscale.stages.ingest import Ingested
 from cleanscale.stages.place import Place
 from cleanscale.storage import uris
 from cleanscale.storage.manifests import fingerprint
+from cleanscale.storage.tables import fingerprint_columns
 from cleanscale.treatments import WEIGHING_TREATMENTS
 from cleanscale.tuning.settings import SweepSettings
 from cleanscale.tuning.space import reference_cases, with_values
@@ -106,11 +107,9 @@ def check_verification(checked: pa.Table) -> None:
 
 def key(shared: Shared) -> dict[str, str]:
     """Fingerprints of everything that a sweep reads."""
-    from cleanscale.stages.cleannet import fingerprint_of
-
     found = {"features": shared.features.fingerprint, "evidence": shared.evidence[1]}
     found |= {f"references {name}": made[1] for name, made in shared.references.items()}
-    found["verification"] = fingerprint_of(shared.verification())
+    found["verification"] = fingerprint_columns(shared.verification())
     if shared.test is not None:
         found["test"] = shared.test.fingerprint
     return found

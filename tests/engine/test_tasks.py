@@ -6,7 +6,7 @@ import ray
 
 from cleanscale.engine import tasks
 from cleanscale.engine.tasks import map_shards, users_error
-from cleanscale.errors import ConfigError, DataError
+from cleanscale.errors import ConfigError, DataError, StageError
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # tasks cannot import a test module
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -62,6 +62,18 @@ def test_a_task_computes_on_one_thread():
     (_, (torch_threads, pools)) = next(map_shards(threads, [0]))
     assert torch_threads == 1
     assert set(pools) <= {1}
+
+
+def lose(item: int) -> None:
+    from cleanscale.engine.tasks import WorkLostError
+
+    raise WorkLostError("whom it asked is gone")
+
+
+def test_a_task_that_loses_whom_it_asked_is_begun_again_and_not_for_ever(caplog):
+    with pytest.raises(StageError, match=f"lost its process {tasks.MAX_RETRIES + 1} times"):
+        list(map_shards(lose, [0]))
+    assert caplog.text.count("its piece is done again") == tasks.MAX_RETRIES
 
 
 def test_the_users_error_is_found_at_the_root_of_others():
