@@ -21,7 +21,7 @@ QUICK = [
     "--evaluate.resamples", "20", "--engine.num_cpus", "2",
 ]  # fmt: skip
 NOISE = ("forward", "backward", "bottom_up", "noise_em")
-NEW = ("relabel", *NOISE, "label_cleaning")
+NEW = ("relabel", "instance_forward", *NOISE, "label_cleaning")
 LAST = Path("rounds/01/classifier/model.safetensors")
 
 
@@ -76,6 +76,20 @@ def the_matrix_has_a_row_for_every_true_class(folder: Path) -> None:
     assert (known_R >= 0).sum() == 9 * 20
 
 
+def the_matrix_and_the_odds_of_each_image_are_those_of_the_judgement(folder: Path) -> None:
+    the_matrix_has_a_row_for_every_true_class(folder)
+    matrix_CC = read_array(str(folder / "rounds/01/supervision/observed_given_true.npy"))
+    table = pq.read_table(sorted((folder / "relevance").glob("*.parquet"))).sort_by("row")
+    label_N, probability_N = table["label"].to_numpy(), table["probability_correct"].to_numpy().astype(np.float64)
+    odds_R = read_array(str(folder / "rounds/01/supervision/log_odds.npy"))
+    for label in range(20):
+        own_N = label_N == label
+        sure_N = np.clip(probability_N[own_N], 0.01, 0.99)
+        mean = np.clip(probability_N[own_N].mean(), 0.01, 0.99)
+        np.testing.assert_allclose(odds_R[own_N], np.log(sure_N / (1 - sure_N)) - np.log(mean / (1 - mean)), atol=1e-4)
+    assert np.trace(matrix_CC) / 20 == pytest.approx(probability_N.mean(), abs=0.1)
+
+
 def every_image_has_a_noise_type_and_likely_true_classes(folder: Path) -> None:
     table = pq.read_table(sorted((folder / "rounds/01/noise_types").glob("*.parquet"))).sort_by("row")
     assert table.schema.equals(schema.NOISE_TYPES)
@@ -110,6 +124,7 @@ def every_image_has_cleaned_labels_and_verdicts_stand_in_them(folder: Path) -> N
 LEFT_BY = {
     "label_cleaning": every_image_has_cleaned_labels_and_verdicts_stand_in_them,
     "relabel": relabelled_images_have_the_suggested_label_and_the_table_is_as_it_was,
+    "instance_forward": the_matrix_and_the_odds_of_each_image_are_those_of_the_judgement,
     "forward": the_matrix_has_a_row_for_every_true_class,
     "backward": the_matrix_has_a_row_for_every_true_class,
     "bottom_up": the_matrix_has_a_row_for_every_true_class,

@@ -1,5 +1,7 @@
 """Loss correction (Patrini et al. 2017): a classifier of true labels, trained on labels that went through known noise.
 
+`instance_forward` is ours: the noise of an image is that of its classes, with the judgement of the image itself put in.
+
 The noise is observed_given_true_CC[t, o] = P(observed o | true t): rows sum to 1. It is dense, so for few classes.
 
 # N images, P verified pairs, B images of a batch, C classes
@@ -22,6 +24,8 @@ ANCHOR_PAIRS = 10.0
 # Least probability in the backward correction, as a share of the uniform one: some of its coefficients are negative,
 # and without a floor the loss has no minimum.
 LEAST_SHARE = 0.01
+# A judgement of an image is taken for no surer than this.
+LEAST_DOUBT = 0.01
 
 
 def anchors_of_class(own_log_probability_N: np.ndarray) -> np.ndarray:
@@ -71,10 +75,41 @@ def transition_matrix(
     other_CC = wrong_CC + ANCHOR_PAIRS * other_CC / np.maximum(other_CC.sum(axis=0), 1e-300)
     found_CC = other_CC * (1 - right_C) / np.maximum(other_CC.sum(axis=0), 1e-300)
     found_CC[own, own] = right_C
-    joint_CC = found_CC * images_C
+    return rows_of_joint(found_CC * images_C)
+
+
+def judged_column(
+    probability_N: np.ndarray, log_probability_NC: np.ndarray, observed: int, noise_C: np.ndarray | None = None
+) -> np.ndarray:
+    """float64 [C]: how many of the images with one observed label are of which true class, as they were judged.
+
+    Where a label is wrong, the true class is one of the others, as probable as heads that have not seen the image say,
+    times `noise_C`, P(observed | true), where something is known of it already.
+    """
+    other_NC = np.exp(log_probability_NC.astype(np.float64)) * (1.0 if noise_C is None else noise_C)
+    other_NC[:, observed] = 0
+    other_NC /= np.maximum(other_NC.sum(axis=1, keepdims=True), 1e-300)
+    column_C = ((1 - probability_N)[:, None] * other_NC).sum(axis=0)
+    column_C[observed] = probability_N.sum()
+    return column_C
+
+
+def rows_of_joint(joint_CC: np.ndarray) -> np.ndarray:
+    """observed_given_true_CC from counts [true, observed]; a true class that no image has is never mistaken."""
+    joint_CC = joint_CC.copy()
     unused_C = joint_CC.sum(axis=1) <= 0
-    joint_CC[unused_C, unused_C] = 1  # classes that no image has
+    joint_CC[unused_C, unused_C] = 1
     return joint_CC / joint_CC.sum(axis=1, keepdims=True)
+
+
+def log_odds_in_class(probability_N: np.ndarray) -> np.ndarray:
+    """float32 [N]: log odds that the label of an image is right, less those of the mean image with the same label."""
+    return (_log_odds(probability_N) - _log_odds(probability_N.mean())).astype(np.float32)
+
+
+def _log_odds(probability: np.ndarray) -> np.ndarray:
+    sure = np.clip(np.asarray(probability, np.float64), LEAST_DOUBT, 1 - LEAST_DOUBT)
+    return np.log(sure) - np.log1p(-sure)
 
 
 def forward_loss(
@@ -82,6 +117,20 @@ def forward_loss(
 ) -> torch.Tensor:
     """[B]: -log sum_t p(t | image) P(observed | t) (their Theorem 2)."""
     log_noise_BC = observed_given_true_CC.T[observed_B].clamp_min(1e-12).log()
+    return -(log_true_BC + log_noise_BC).logsumexp(1)
+
+
+def instance_forward_loss(
+    log_true_BC: torch.Tensor, observed_B: torch.Tensor, log_odds_B: torch.Tensor, observed_given_true_CC: torch.Tensor
+) -> torch.Tensor:
+    """[B]: as `forward_loss`, where P(observed | observed is true) is that of the class times the image's own odds.
+
+    -log sum_t p(t | image) P(observed | t) exp([t = observed] log_odds): up to a constant of the image the likelihood
+    of its label under noise that depends on the image. A label judged surely right trains as if it were true, one
+    judged surely wrong trains the classes that it is a mistake for. log_odds_B: `log_odds_in_class`.
+    """
+    log_noise_BC = observed_given_true_CC.T[observed_B].clamp_min(1e-12).log()
+    log_noise_BC = log_noise_BC.scatter_add(1, observed_B[:, None], log_odds_B[:, None])
     return -(log_true_BC + log_noise_BC).logsumexp(1)
 
 

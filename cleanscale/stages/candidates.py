@@ -1,4 +1,7 @@
-"""The classes that each image is compared with where there are too many for all: those of nearest mean references.
+"""The classes that each image is compared with where there are too many for all.
+
+Those whose mean reference is nearest to the image, searched in few cells of the index, and those nearest to its own
+label's, which no image has to be searched for: labels are mostly mistaken for others that look alike.
 
 # N images, C classes, D feature width, M candidates
 """
@@ -99,6 +102,12 @@ def candidate_index(folder: str, *, use_gpu: bool = False) -> Iterator[ClassInde
         yield index
 
 
-def nearest_classes(feature_ND: np.ndarray, index: ClassIndex, most: int) -> np.ndarray:
-    """int32 [N, M]: the classes whose mean is most like each image, by cosine; -1 where there are fewer classes."""
-    return index.search(feature_ND, most)[0]
+def nearest_classes(feature_ND: np.ndarray, label_N: np.ndarray, index: ClassIndex, most: int) -> np.ndarray:
+    """int32 [N, M]: the `most` classes whose mean is most like each image, by cosine, and the neighbours of its label's
+    class; may hold a class twice, -1 where there are fewer classes."""
+    near_NM = index.search(feature_ND, most)[0]
+    if not len(label_N):
+        return near_NM
+    first = int(label_N.min())
+    neighbour_XK = vector_index.read_neighbours(index.files.folder, first, int(label_N.max()) + 1)
+    return np.concatenate([near_NM, neighbour_XK[label_N - first]], axis=1)

@@ -44,9 +44,10 @@ from cleanscale.training.head_settings import HeadSettings
 
 PROTOTYPES, STATISTICS, CENTRE = "prototypes", "statistics", "centre.npy"
 CLASS_ARRAYS = (PROTOTYPES, STATISTICS)
-FORM = 2  # of what the stage leaves
+FORM = 3  # of what the stage leaves
 # What one pass leaves for the next; removed at the end.
 LOGITS, CANDIDATES, SUMS, IMAGES = "logits", "candidates", "sums", "images"
+PASSES = 3  # over all images: what heads say, what prototypes say, what is relative to the class
 
 
 @dataclass(frozen=True)
@@ -102,14 +103,14 @@ def run(
         )
         if among_candidates:
             among = opened.enter_context(candidates.candidate_index(folder, use_gpu=place.engine.use_gpu))
-        with place.progress.step("evidence", features.num_images) as step:
+        with place.progress.step("evidence", PASSES * features.num_images) as step:
             shards, ranges = list(features.shards), features.class_ranges()
             centre_D = centre_of(job)
             scorers = shared_value(heads_of, folder, settings.row_folds, place.seed)
-            each_missing(logit_shard, shards, job, LOGITS, scorers, among, centre_D)
+            each_missing(logit_shard, shards, job, LOGITS, scorers, among, centre_D, heard=step.advance)
             each_missing(prototype_range, ranges, job, PROTOTYPES)
             prototypes = shared_value(class_arrays.read_classes, stage.path(PROTOTYPES), PROTOTYPES, num_classes)
-            each_missing(cosine_shard, shards, job, IMAGES, prototypes, centre_D)
+            each_missing(cosine_shard, shards, job, IMAGES, prototypes, centre_D, heard=step.advance)
             statistics = shared_value(class_arrays.read_classes, stage.path(STATISTICS), STATISTICS, num_classes)
             for position, _ in map_shards(class_shard, ranges, job, statistics):
                 step.advance(sum(shard.rows for shard in ranges[position]))
@@ -119,12 +120,24 @@ def run(
     return stage.finish(written)
 
 
-def each_missing(function: Callable[..., Any], items: Sequence[Any], job: Job, kind: str, *shared: Any) -> None:
-    """A pass over shards, or over ranges of classes: those whose file an interrupted run has left to do."""
+def each_missing(
+    function: Callable[..., Any],
+    items: Sequence[Any],
+    job: Job,
+    kind: str,
+    *shared: Any,
+    heard: Callable[[int], None] = lambda _: None,
+) -> None:
+    """A pass over shards, or over ranges of classes: those whose file an interrupted run has left to do.
+
+    heard(images): of each shard that is done.
+    """
     there = {file.path for file in uris.list_files(uris.join(job.folder, kind), missing_is_error=False)}
     missing = [item for item in items if file_of(kind, item) not in there]
-    for _ in map_shards(function, missing, job, *shared):
-        pass
+    heard(sum(item.rows for item in items if isinstance(item, Shard) and item not in missing))
+    for position, _ in map_shards(function, missing, job, *shared):
+        if isinstance(missing[position], Shard):
+            heard(missing[position].rows)
 
 
 def file_of(kind: str, item: Shard | list[Shard]) -> str:
@@ -148,7 +161,7 @@ def feature_sum(shard: Shard, job: Job) -> np.ndarray:
 
 
 def compared(job: Job, candidate_NM: np.ndarray | None) -> Compared:
-    """All classes when there are few; otherwise those whose mean references are nearest, and a sampled tail."""
+    """All classes when there are few; otherwise candidates (`stages/candidates.py`) and a sampled tail."""
     if candidate_NM is None:
         return Compared(job.num_classes)
     return Compared.candidates(candidate_NM, job.num_classes, tail=job.settings.tail, seed=job.seed)
@@ -160,7 +173,8 @@ def logit_shard(shard: Shard, job: Job, heads: OutOfFold, among: ClassIndex | No
     feature_ND = features.feature_ND.astype(np.float32)
     candidate_NM = None
     if among is not None:
-        candidate_NM = candidates.nearest_classes(feature_ND, among, job.settings.candidates)
+        most = job.settings.candidates
+        candidate_NM = candidates.nearest_classes(feature_ND, features.label_N, among, most)
         write_array(uris.join(job.folder, CANDIDATES, f"{shard.name}.npy"), candidate_NM)
     class_N = features.label_N.astype(np.int64)
     found = logit_signals(heads, feature_ND, class_N, features.row_N, compared(job, candidate_NM))

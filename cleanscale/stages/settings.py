@@ -33,6 +33,7 @@ TreatmentName = Literal[
     "none",
     "relabel",
     "forward",
+    "instance_forward",
     "backward",
     "bottom_up",
     "noise_em",
@@ -111,13 +112,15 @@ class TreatmentSettings(BaseModel):
         "probability",
         description="Weights of the images: probability_correct, soft (Eq. 12), hard (Eq. 13), or none (all 1); "
         "relabel: wrong images under the suggested label; a loss that knows the noise: forward, backward (Patrini), "
+        "instance_forward (the same with the judgement of each image), "
         "bottom_up (Sukhbaatar), noise_em (Xiao); label_cleaning (Veit): labels as a network cleans them, also for "
         "lists of labels.",
     )
     matrix_classes: int = Field(
         4096,
         ge=2,
-        description="Most classes for which forward, backward and bottom_up hold a matrix of classes by classes.",
+        description="Most classes for which treatments with a matrix of classes by classes hold one: forward, "
+        "instance_forward, backward and bottom_up.",
     )
 
     @field_validator("name", mode="before")

@@ -6,7 +6,8 @@ how often. Training stages get a `Supervision`, which says where things are, and
 What verification says feeds it in two strengths. A verdict (right or wrong) of an image makes its right label certain,
 or excludes it. A named true class (`verified_label`) is what matrices are estimated from. Without names, the matrix of
 forward, backward and bottom_up gets its diagonal from verdicts and the rest from anchor points; noise_em then knows no
-confusing noise, and its noise types are noise-free and pointless alone.
+confusing noise, and its noise types are noise-free and pointless alone. The matrix of instance_forward is what the
+detector judged of all images, summed up by class.
 
 # N images of a shard, R rows of the input, P verified pairs, C classes
 """
@@ -26,17 +27,14 @@ from torch import nn
 from cleanscale import schema
 from cleanscale.engine.tasks import map_shards
 from cleanscale.errors import ConfigError
-from cleanscale.maths.keyed_random import folds_of_rows
 from cleanscale.maths.label_lists import LabelLists
-from cleanscale.maths.loss_correction import anchor_row, anchors_of_class, transition_matrix
 from cleanscale.maths.noise_types import WRONG_UNNAMED, Confusion, confusion_of_pairs
-from cleanscale.models.heads import FrozenHead
 from cleanscale.models.noise_models import WithNoiseLayer
 from cleanscale.stages import label_edges
-from cleanscale.stages.evidence_heads import row_fold_heads
-from cleanscale.stages.feature_shards import Features, FeatureShards
+from cleanscale.stages.feature_shards import FeatureShards
 from cleanscale.stages.ingest import Ingested
 from cleanscale.stages.judged_shard import places
+from cleanscale.stages.noise_matrices import Job, judged_noise, matrix_of_pairs
 from cleanscale.stages.place import Place
 from cleanscale.stages.settings import TreatmentSettings
 from cleanscale.storage import uris
@@ -44,17 +42,16 @@ from cleanscale.storage.arrays import read_array, scatter, write_array
 from cleanscale.storage.manifests import Manifest, open_stage, read_manifest
 from cleanscale.storage.shards import Shard
 from cleanscale.storage.tables import fingerprint_columns, read_table, write_table
-from cleanscale.training.losses import Loss, NoiseModel, listed_loss, noise_loss
+from cleanscale.training.losses import ODDS_UNIT, Loss, NoiseModel, listed_loss, noise_loss
 from cleanscale.treatments import MATRIX_TREATMENTS, NOISE_TREATMENTS
 from cleanscale.treatments.relabel import Suggested, relabelled
 
 log = logging.getLogger(__name__)
 
-WEIGHTS, TARGETS, KNOWN = "weights.npy", "targets.npy", "known.npy"
+WEIGHTS, TARGETS, KNOWN, ODDS = "weights.npy", "targets.npy", "known.npy", "log_odds.npy"
 MATRIX, CONFUSION = "observed_given_true.npy", "confusion.parquet"
 # noise_em shows verified images so often that there are this many of them for each image (Xiao et al., section 4).
 VERIFIED_SHARE = 0.5
-BLOCK_IMAGES = 4096
 
 
 @dataclass(frozen=True)
@@ -106,6 +103,14 @@ class Taught:
         return None if self.of.noise is None else read_array(uris.join(self.of.noise, KNOWN))
 
     @cached_property
+    def odds_R(self) -> np.ndarray | None:
+        return read_array(uris.join(self.of.noise, ODDS)) if self.of.noise and self.by_image else None
+
+    @property
+    def by_image(self) -> bool:
+        return self.noise is not None and self.noise.treatment == "instance_forward"
+
+    @cached_property
     def labels(self) -> LabelLists | None:
         """All labels of each row, where images have several."""
         data = self.of.lists
@@ -123,11 +128,12 @@ class Taught:
         return np.concatenate([row_N, np.tile(verified_N, manifest.notes.get("repeats", 1) - 1)])
 
     def targets(self, row_B: np.ndarray, label_B: np.ndarray) -> np.ndarray:
-        """int64 [B], or [B, 2] for a loss with a noise model, [B, L] for lists: what `training/losses.py` takes."""
+        """int64 [B], or [B, 2 or 3] with a noise model, [B, L] for lists: what `training/losses.py` takes."""
         if self.labels is not None:
             return self.labels.take(row_B).padded(int(self.labels.length_N.max(initial=1)))
         if self.known_R is not None:
-            return np.stack([label_B, self.known_R[row_B]], axis=1).astype(np.int64)
+            odds = [] if self.odds_R is None else [np.rint(ODDS_UNIT * self.odds_R[row_B])]
+            return np.stack([label_B, self.known_R[row_B], *odds], axis=1).astype(np.int64)
         return (label_B if self.target_R is None else self.target_R[row_B]).astype(np.int64)
 
     def weights(self, row_B: np.ndarray) -> np.ndarray:
@@ -147,17 +153,6 @@ class Taught:
             return classifier
         assert self.noise.observed_given_true_CC is not None
         return WithNoiseLayer(classifier, self.noise.observed_given_true_CC)
-
-
-@dataclass(frozen=True)
-class Job:
-    features: FeatureShards
-    num_classes: int
-    relevance: str
-    evidence: str
-    row_folds: int
-    known_R: np.ndarray
-    seed: int
 
 
 def check(settings: TreatmentSettings, num_classes: int) -> None:
@@ -209,7 +204,7 @@ def make(
         "verification": fingerprint_columns(verification, verification.column_names),
     }
     inputs |= {"evidence": evidence[1]} if name != "noise_em" else {}
-    inputs |= {"relevance": relevance[1]} if name not in NOISE_TREATMENTS else {}
+    inputs |= {"relevance": relevance[1]} if name not in NOISE_TREATMENTS or name == "instance_forward" else {}
     key = {"treatment": {"name": name}, "run": {"seed": place.seed}}
     stage = open_stage(folder, "supervision", key, inputs)
     if stage.complete:
@@ -230,8 +225,12 @@ def make(
             write_confusion(stage.path(CONFUSION), confusion)
             wanted = VERIFIED_SHARE * features.num_images
             notes["repeats"] = max(1, round(wanted / max(1, certain_P.sum())))
+        elif name == "instance_forward":
+            matrix_CC, odds = judged_noise(job)
+            write_array(stage.path(MATRIX), matrix_CC.astype(np.float32))
+            write_array(stage.path(ODDS), scatter(data.num_rows, odds, 0.0, np.float32))
         else:
-            write_array(stage.path(MATRIX), matrix(job, observed_P, true_P).astype(np.float32))
+            write_array(stage.path(MATRIX), matrix_of_pairs(job, observed_P, true_P).astype(np.float32))
     return stage.finish(notes=notes)
 
 
@@ -249,45 +248,13 @@ def tell(treatment: str, observed_P: np.ndarray, true_P: np.ndarray) -> dict[str
     named = int((true_P >= 0).sum()) - right
     unnamed = len(true_P) - right - named
     log.info("%s: %d labels known to be right, %d wrong and named, %d wrong", treatment, right, named, unnamed)
-    if not named:
+    if not named and treatment != "instance_forward":
         lost = "no noise counts as confusing"
         if treatment != "noise_em":
             lost = "which classes are confused is taken from anchor points"
         advice = "a column verified_label in the verification table would tell"
         log.warning("%s: no true class of a wrong label is known, so %s; %s", treatment, lost, advice)
     return {"right": right, "wrong_named": named, "wrong_unnamed": unnamed}
-
-
-def matrix(job: Job, observed_P: np.ndarray, true_P: np.ndarray) -> np.ndarray:
-    """observed_given_true_CC float64 from verified labels and anchors."""
-    anchor_CC = np.eye(job.num_classes)
-    images_C = np.zeros(job.num_classes)
-    for _, (class_M, anchor_MC, images_M) in map_shards(anchors_of_range, job.features.class_ranges(), job):
-        anchor_CC[class_M], images_C[class_M] = anchor_MC, images_M
-    return transition_matrix(anchor_CC, images_C, observed_P, true_P)
-
-
-def anchors_of_range(shards: list[Shard], job: Job) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(classes that occur, their rows of the anchors' estimate, their images) of one range of classes."""
-    features = job.features.read_all(shards)
-    class_M, images_M = np.unique(features.label_N, return_counts=True)
-    heads = row_fold_heads(job.evidence, job.row_folds)
-    anchor_MC = np.empty((len(class_M), job.num_classes))
-    for place, label in enumerate(class_M):
-        own = features.take(features.label_N == label)
-        blocks = np.array_split(np.arange(len(own)), -(-len(own) // BLOCK_IMAGES))
-        own_N = np.concatenate([unseen_log_probability(heads, own, at, job.seed)[:, label] for at in blocks])
-        anchor_MC[place] = anchor_row(unseen_log_probability(heads, own, anchors_of_class(own_N), job.seed))
-    return class_M, anchor_MC, images_M
-
-
-def unseen_log_probability(heads: list[FrozenHead], features: Features, at_N: np.ndarray, seed: int) -> np.ndarray:
-    """float32 [N, C] for the images at these places, each by the head that has not seen it."""
-    fold_N = folds_of_rows(seed, features.row_N[at_N], len(heads))
-    log_probability_NC = np.empty((len(at_N), len(heads[0].bias_C)), np.float32)
-    for fold, head in enumerate(heads):
-        log_probability_NC[fold_N == fold] = head.log_probability(features.feature_ND[at_N[fold_N == fold]])
-    return log_probability_NC
 
 
 def write_confusion(uri: str, confusion: Confusion) -> None:

@@ -7,6 +7,7 @@ Ranges of classes are put together to pieces of a target size. What is found doe
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -34,9 +35,12 @@ from cleanscale.storage.index_files import (
 )
 from cleanscale.storage.shards import Shard
 
+log = logging.getLogger(__name__)
+
 NEIGHBOURS = "neighbours"
 ANSWERS = 10  # recall is that of so many
 QUERIES = 512  # that it is measured with
+FLAT_AFFORDABLE = 200_000  # classes: of more, comparing all of them takes milliseconds for each query
 WORTH_IT = 1 / 8  # of the cells: searching more of them takes longer than comparing all classes
 
 # (sorted labels, vectors) of a range of classes; picklable, called in a task.
@@ -83,10 +87,17 @@ def build(
             query_QE = dict(map_shards(sampled_queries, [files], job, queries))[0]
             most = plan.lists if job.settings.kind != "auto" else max(1, int(plan.lists * WORTH_IT))
             probes, measured = probes_for(index, query_QE, job.settings.recall, most)
-            enough = measured["reached"] or job.settings.kind != "auto"
+            enough = measured["reached"] or job.settings.kind != "auto" or files.classes > FLAT_AFFORDABLE
+            if enough and not measured["reached"]:
+                log.warning(
+                    "%s: the index finds less of the nearest classes than was asked for: %s", job.folder, measured
+                )
             plan = replace(plan, probes=probes) if enough else SearchPlan("flat", job.width)
             files = replace(files, measured=measured)
         files = replace(files, plan=plan)
+        log.info(
+            "index of %d classes: %s, %d of %d cells looked into", files.classes, plan.kind, plan.probes, plan.lists
+        )
         write_neighbours(index, plan.probes or None, job.settings.neighbours)
     files.write()
     return files

@@ -2,7 +2,8 @@
 
 A loss gets what the network says of a batch and its targets, and gives one value per image. Targets are class numbers
 [B] (or distributions [B, C]) for the plain loss, and [B, 2] for the others: the noisy label, and what somebody found
-(the true class; WRONG_UNNAMED; UNSEEN; see maths/noise_types.py).
+(the true class; WRONG_UNNAMED; UNSEEN; see maths/noise_types.py). `instance_forward` takes a third number, the odds of
+the label.
 
 # B images, C classes, X outputs of the network
 """
@@ -17,10 +18,17 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from cleanscale.maths.label_cleaning import padded_labels_loss, prior_logit
-from cleanscale.maths.loss_correction import backward_loss, backward_matrix, forward_loss, known_or
+from cleanscale.maths.loss_correction import (
+    backward_loss,
+    backward_matrix,
+    forward_loss,
+    instance_forward_loss,
+    known_or,
+)
 from cleanscale.maths.noise_types import Confusion, NoiseTypeModel
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+ODDS_UNIT = 1000  # targets are integers: log odds are given in thousandths
 
 
 class NoiseModel(NamedTuple):
@@ -62,6 +70,8 @@ def noise_loss(noise: NoiseModel, device: str | torch.device) -> Loss:
     backward = noise.treatment == "backward"
     matrix_CC = backward_matrix(noise.observed_given_true_CC) if backward else noise.observed_given_true_CC
     held_CC = torch.from_numpy(matrix_CC).float().to(device)
+    if noise.treatment == "instance_forward":
+        return lambda logit_BC, target_B3: _instance_forward_loss(logit_BC, target_B3, held_CC)
     corrected = backward_loss if backward else forward_loss
 
     def loss(logit_BC: torch.Tensor, target_B2: torch.Tensor) -> torch.Tensor:
@@ -70,6 +80,15 @@ def noise_loss(noise: NoiseModel, device: str | torch.device) -> Loss:
         return known_or(corrected(log_true_BC, observed_B, held_CC), log_true_BC, known_B)
 
     return loss
+
+
+def _instance_forward_loss(
+    logit_BC: torch.Tensor, target_B3: torch.Tensor, observed_given_true_CC: torch.Tensor
+) -> torch.Tensor:
+    observed_B, known_B, odds_B = target_B3.unbind(1)
+    log_true_BC = logit_BC.log_softmax(1)
+    loss_B = instance_forward_loss(log_true_BC, observed_B, odds_B.float() / ODDS_UNIT, observed_given_true_CC)
+    return known_or(loss_B, log_true_BC, known_B)
 
 
 def _bottom_up_loss(output_BX: torch.Tensor, target_B2: torch.Tensor) -> torch.Tensor:

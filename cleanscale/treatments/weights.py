@@ -58,6 +58,7 @@ TREATMENTS: dict[str, Callable[[Judged], np.ndarray]] = {
     "probability": probability,
     "relabel": probability,
     "forward": believed,
+    "instance_forward": probability,
     "backward": believed,
     "bottom_up": believed,
     "noise_em": believed,

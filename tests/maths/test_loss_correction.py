@@ -9,7 +9,11 @@ from cleanscale.maths.loss_correction import (
     backward_loss,
     backward_matrix,
     forward_loss,
+    instance_forward_loss,
+    judged_column,
     known_or,
+    log_odds_in_class,
+    rows_of_joint,
     transition_matrix,
 )
 from cleanscale.maths.noise_types import WRONG_UNNAMED
@@ -36,6 +40,55 @@ def test_the_forward_loss_is_the_likelihood_of_the_observed_label():
     for b in range(8):
         p = sum(log_true_BC[b, t].exp().item() * noise_CC[t, observed_B[b]] for t in range(CLASSES))
         assert found[b].item() == pytest.approx(-np.log(p))
+
+
+def test_the_instance_forward_loss_is_the_likelihood_under_the_images_own_noise():
+    noise_CC, log_true_BC = noise(), predictions()
+    observed_B, odds_B = torch.arange(8) % CLASSES, torch.linspace(-3, 3, 8, dtype=torch.float64)
+    found = instance_forward_loss(log_true_BC, observed_B, odds_B, torch.from_numpy(noise_CC))
+    for b in range(8):
+        own_CC = noise_CC.copy()
+        own_CC[observed_B[b], observed_B[b]] *= np.exp(odds_B[b].item())
+        p = sum(log_true_BC[b, t].exp().item() * own_CC[t, observed_B[b]] for t in range(CLASSES))
+        assert found[b].item() == pytest.approx(-np.log(p))
+    zero_B = torch.zeros(8, dtype=torch.float64)
+    same = instance_forward_loss(log_true_BC, observed_B, zero_B, torch.from_numpy(noise_CC))
+    torch.testing.assert_close(same, forward_loss(log_true_BC, observed_B, torch.from_numpy(noise_CC)))
+
+
+def test_a_label_judged_wrong_teaches_another_class_and_one_judged_right_its_own():
+    noise_CC = torch.from_numpy(noise())
+    gradients = []
+    for odds in (-6.0, 6.0):
+        logit_BC = torch.zeros(1, CLASSES, dtype=torch.float64, requires_grad=True)
+        instance_forward_loss(
+            logit_BC.log_softmax(1), torch.tensor([2]), torch.tensor([odds], dtype=torch.float64), noise_CC
+        ).sum().backward()
+        gradients.append(logit_BC.grad[0])
+    assert (
+        gradients[0][2] > 0 > gradients[1][2]
+    )  # descent lowers the logit of a wrong label, raises that of a right one
+    assert gradients[0].argmin() == noise_CC[:, 2].where(torch.arange(CLASSES) != 2, 0).argmax()
+
+
+def test_a_judged_column_counts_right_labels_for_their_class_and_wrong_ones_for_the_others():
+    probability_N = np.array([0.9, 0.2])
+    log_probability_NC = np.log(np.array([[0.1, 0.3, 0.6], [0.5, 0.4, 0.1]]))
+    found_C = judged_column(probability_N, log_probability_NC, 2)
+    np.testing.assert_allclose(found_C, [0.1 * 0.25 + 0.8 * 5 / 9, 0.1 * 0.75 + 0.8 * 4 / 9, 1.1])
+    assert found_C.sum() == pytest.approx(2)
+    known_C = judged_column(probability_N, log_probability_NC, 2, np.array([0.0, 1.0, 1.0]))
+    np.testing.assert_allclose(known_C, [0, 0.9, 1.1])
+    rows_CC = rows_of_joint(np.stack([found_C, [0, 0, 0], [1, 1, 2]]))
+    np.testing.assert_allclose(rows_CC.sum(1), 1)
+    np.testing.assert_allclose(rows_CC[1], [0, 1, 0])  # no image is of this class
+
+
+def test_the_mean_image_of_a_class_has_no_odds_of_its_own_and_sureness_is_bounded():
+    probability_N = np.array([0.5, 0.5, 0.5])
+    np.testing.assert_allclose(log_odds_in_class(probability_N), 0, atol=1e-7)
+    odds_N = log_odds_in_class(np.array([0.0, 1.0]))
+    np.testing.assert_allclose(odds_N, [np.log(0.01 / 0.99), np.log(0.99 / 0.01)], rtol=1e-6)
 
 
 def test_the_backward_loss_is_on_average_over_the_noise_the_loss_on_the_truth():

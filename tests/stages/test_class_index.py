@@ -63,7 +63,7 @@ def test_a_class_under_two_names_comes_out_on_top(split_run):
     assert (pairs["label_a"].to_numpy() < pairs["label_b"].to_numpy()).all()
 
 
-def test_candidates_are_the_classes_of_nearest_mean_references(stages, features):
+def test_candidates_are_the_classes_of_nearest_means_and_those_like_the_images_own(stages, features):
     assert len(features.class_ranges()) > 3
     label_C, mean_CD = (
         np.concatenate(parts)
@@ -72,11 +72,15 @@ def test_candidates_are_the_classes_of_nearest_mean_references(stages, features)
             strict=True,
         )
     )
-    image_ND = features.read(features.shards[0]).feature_ND.astype(np.float32)
+    images = features.read(features.shards[0])
+    image_ND = images.feature_ND.astype(np.float32)
     with candidates.candidate_index(str(stages / "evidence")) as index:
-        found_NM = candidates.nearest_classes(image_ND, index, 3)
+        found_NM = candidates.nearest_classes(image_ND, images.label_N, index, 3)
     cosine_NC = unit(image_ND) @ unit(mean_CD).T
-    np.testing.assert_array_equal(found_NM, label_C[np.argsort(-cosine_NC, axis=1)[:, :3]])
+    np.testing.assert_array_equal(found_NM[:, :3], label_C[np.argsort(-cosine_NC, axis=1)[:, :3]])
+    cosine_CC = unit(mean_CD) @ unit(mean_CD).T
+    alike_CK = label_C[np.argsort(-cosine_CC, axis=1)[:, 1:4]]
+    np.testing.assert_array_equal(found_NM[:, 3:6], alike_CK[np.searchsorted(label_C, images.label_N)])
     signals = pq.read_table(stages / "evidence" / f"{features.shards[0].name}.parquet")
     assert np.isfinite(signals["log_probability"]).all()
 

@@ -81,7 +81,7 @@ def test_a_right_label_is_a_pair_and_a_wrong_one_only_if_it_is_named():
     assert true_P.tolist() == [5, 3, WRONG_UNNAMED]
 
 
-@pytest.mark.parametrize("name", ["forward", "backward", "bottom_up"])
+@pytest.mark.parametrize("name", ["forward", "instance_forward", "backward", "bottom_up"])
 def test_more_classes_than_a_matrix_may_have_are_refused_with_a_way_out(name):
     settings = TreatmentSettings(name=name)
     check(settings, settings.matrix_classes)

@@ -1,0 +1,211 @@
+"""One case of a table: everything that follows from a set of verification labels, on features that all cases share.
+
+A case runs in one process through the stages of the main job: CleanNet, signals and the judgement of every label, then
+a head for each treatment on the same features. What it found lies in its folder as arrays; a case that has them is not
+run again.
+
+# N images that nobody verified, T test images
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from table_data import DataSet, verification
+
+from cleanscale import classifiers, judging, pipeline
+from cleanscale.classifiers import Inputs, Round, Trained
+from cleanscale.config import Settings, load
+from cleanscale.engine.here import Here, in_this_process
+from cleanscale.engine.session import session
+from cleanscale.judging import Made
+from cleanscale.reporting.progress import Progress
+from cleanscale.stages import evaluate, head_classifier, predictions
+from cleanscale.stages.feature_shards import FeatureShards
+from cleanscale.stages.ingest import Ingested
+from cleanscale.stages.place import Place
+from cleanscale.stages.supervision import AS_LABELLED, Supervision
+from cleanscale.storage import uris
+from cleanscale.storage.arrays import write_array
+
+# References that no user has: labels that are right alone (every image verified), and the true label of every image.
+EVERY, TRUE = "every_image_verified", "true_labels"
+RIGHT_ONLY = "verified_images_only"  # those whose label was found right or whose true class was named
+BULKY = ("cleannet", "class_index", "relevance", "signals", "work")
+# Fully connected layers on features: what the paper does from round 2, and all that trains here.
+ON_FEATURES = 2
+
+
+@dataclass(frozen=True)
+class Case:
+    """Which labels are verified, and what is then compared."""
+
+    name: str
+    seed: int  # of what is verified and of every fit
+    classes: tuple[int, ...] = ()
+    per_class: int = 0
+    detectors: tuple[str, ...] = ()  # beside those that every run has
+    treatments: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Base:
+    """What all cases of a data set share. Small: folders and fingerprints."""
+
+    settings: Settings
+    inputs: Inputs
+    features: FeatureShards
+    test: FeatureShards
+    classifier: Trained
+    references: dict[int, Made]  # by seed
+    evidence: dict[int, Made]
+
+    @property
+    def label_R(self) -> np.ndarray:
+        return self.inputs.train.labels()
+
+    @property
+    def class_C(self) -> np.ndarray:
+        return np.unique(self.label_R[self.label_R >= 0])
+
+
+@dataclass(frozen=True)
+class Drawn(Ingested):
+    """An input with other verification labels than those that it came with."""
+
+    checked: pa.Table | None = None
+
+    def verification(self) -> pa.Table:
+        assert self.checked is not None
+        return self.checked
+
+
+def prepare(data: DataSet, folder: Path, seeds: list[int], arguments: list[str]) -> Base:
+    """The main job up to its evidence, which no verification label has a part in; stages that are there stay.
+
+    Features are those of the run's own seed, references and evidence are made for each seed.
+    """
+    settings = load([*data.settings, "--run.uri", str(folder), "--tracking.enabled", "false", *arguments])
+    place = Place(settings.run_uri, settings.run.seed, settings.engine, Progress())
+    with session(settings.engine):
+        inputs = pipeline.read_inputs(settings, place)
+        trained, shards = classifiers.classifier_and_features(settings, place, inputs, 0, None)
+        assert inputs.test is not None
+        test = classifiers.make_test_features(settings, place, inputs.test, trained.backbone)
+        sets, seen = {}, {}
+        for seed in seeds:
+            own = replace(place, seed=seed)
+            sets[seed] = judging.make_references(settings, own, shards, place.path("references", str(seed)))
+            folder_of_seed = place.path("evidence", str(seed))
+            seen[seed] = judging.make_evidence(settings, own, inputs.train, shards, sets[seed], folder_of_seed)
+    return Base(settings, inputs, shards, test, trained, sets, seen)
+
+
+def run_case(base: Base, case: Case, folder: Path) -> dict[str, Any]:
+    """Raises: what the stages raise. Returns case.json; arrays are beside it."""
+    done = folder / "case.json"
+    kept = json.loads(done.read_text()) if done.exists() else {}
+    if kept and set(case.treatments) <= set(kept["treatments"]) and set(case.detectors) <= set(kept["detectors"]):
+        return kept
+    started = time.monotonic()
+    folder.mkdir(parents=True, exist_ok=True)
+    place = Place(
+        str(folder), case.seed, base.settings.engine.model_copy(update={"num_workers": 1}), Progress(silent=True)
+    )
+    with in_this_process(Here()):
+        judged = detect(base, case, place, folder) if case.classes else None
+        for name in case.treatments:
+            file = folder / f"correct-{name}.npy"
+            if not file.exists():
+                np.save(file, correct(base, case, place, judged, name))
+    for name in BULKY:
+        uris.remove_tree(place.path(name))
+    found = {
+        "name": case.name,
+        "seed": case.seed,
+        "classes": len(case.classes),
+        "labels": 0 if judged is None else checked_labels(base, case).num_rows,
+        "images": base.features.num_images,
+        "detectors": case.detectors,
+        "treatments": case.treatments,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    done.write_text(json.dumps(found))
+    return found
+
+
+def checked_labels(base: Base, case: Case) -> pa.Table:
+    train = base.inputs.train
+    return verification(train.labels(), train.true_labels(), np.array(case.classes), case.per_class, case.seed)
+
+
+def detect(base: Base, case: Case, place: Place, folder: Path) -> Round:
+    """Judge every label, and keep what each detector said of images that nobody verified."""
+    settings = base.settings.model_copy(
+        update={"detector": base.settings.detector.model_copy(update={"compare": case.detectors})}
+    )
+    train = base.inputs.train
+    checked = checked_labels(base, case)
+    sets, seen = base.references[case.seed], base.evidence[case.seed]
+    made = judging.judge(settings, place, train, base.features, sets, seen, checked, place.path)
+    drawn = Drawn(**vars(train), checked=checked)
+    known = evaluate.judgements(made[0], base.features, drawn, base.features.num_images, case.seed)
+    assert known is not None, "the tables need true labels"
+    np.savez_compressed(
+        folder / "decisions.npz",
+        label=known.label_N,
+        wrong=known.wrong_N,
+        held_out=known.held_out_N,
+        **{f"called.{name}": called_N for name, called_N in known.mislabeled.items()},
+        **{
+            f"probability.{name}": p_N.astype(np.float16)
+            for name, p_N in known.probability.items()
+            if name == "transfer"
+        },
+    )
+    return Round(base.classifier, base.features, made, seen)
+
+
+def correct(base: Base, case: Case, place: Place, judged: Round | None, treatment: str) -> np.ndarray:
+    """bool [T]: which test images a head gets right that was trained under this treatment."""
+    place = replace(place, uri=place.path("work", treatment))
+    if treatment in (EVERY, TRUE, RIGHT_ONLY, "none"):
+        made = judging.stage(
+            place.path("classifier"),
+            head_classifier.run,
+            place,
+            base.features,
+            base.inputs.train.num_classes,
+            head_classifier.head_settings(base.settings.heads, base.settings.classifier),
+            supervision=AS_LABELLED if treatment == "none" else reference(base, case, place, treatment),
+            backbone=None,
+        )
+        trained = Trained(made, None, base.features.projection)
+    else:
+        assert judged is not None, f"{treatment} follows from a judgement"
+        chosen = base.settings.treatment.model_copy(update={"name": treatment})
+        settings = base.settings.model_copy(update={"treatment": chosen})
+        inputs = replace(base.inputs, train=Drawn(**vars(base.inputs.train), checked=checked_labels(base, case)))
+        trained = classifiers.train_classifier(settings, place, inputs, ON_FEATURES, judged)
+    found = predictions.run(place, place.path("test_predictions"), base.test, trained.made, trained.projection)
+    return found.correct(1)
+
+
+def reference(base: Base, case: Case, place: Place, name: str) -> Supervision:
+    """Targets and weights by row of a reference that knows more than the verification labels."""
+    label_R, true_R = base.label_R, base.inputs.train.true_labels()
+    weight_R = (label_R == true_R).astype(np.float32)
+    if name == TRUE:
+        weight_R = (true_R >= 0).astype(np.float32)
+    if name == RIGHT_ONLY:
+        weight_R = np.zeros(len(label_R), np.float32)
+        weight_R[checked_labels(base, case)["row"].to_numpy()] = 1
+    write_array(place.path("weights.npy"), weight_R)
+    write_array(place.path("targets.npy"), np.where(name == EVERY, label_R, np.maximum(true_R, 0)).astype(np.int32))
+    return Supervision((("reference", name),), weights=place.path("weights.npy"), targets=place.path("targets.npy"))
