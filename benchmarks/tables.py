@@ -36,7 +36,8 @@ from cleanscale.maths.intervals import Measured, measured_accuracy, measured_err
 OF_CLASS = ("mlp", "knn", "svm", "label_propagation", "label_spreading")  # learn in every class from its own labels
 OTHERS = (*OF_CLASS, "neighbour_vote", "drae")
 WEIGHTS = ("soft", "hard", "probability", "relabel")
-NOISE = ("forward", "backward", "bottom_up", "noise_em", "label_cleaning")
+NOISE = ("instance_forward", "forward", "backward", "bottom_up", "noise_em", "label_cleaning")
+BEST = ("probability", "instance_forward")
 HELD_OUT = (0.1, 0.3, 0.5, 0.7)
 BUDGETS = (0.003, 0.01, 0.032, 0.1, 0.25)
 MAIN = "transfer"
@@ -72,7 +73,7 @@ def rows_of(table: str, data: DataSet, base: Base, seeds: list[int]) -> Iterator
     elif table == "held_out":
         for share in HELD_OUT:
             name = f"{share:.0%} held out"
-            yield row(name, first(count - round(share * count)), data.per_class, treatments=("soft", "probability"))
+            yield row(name, first(count - round(share * count)), data.per_class, treatments=("soft", *BEST))
     elif table == "classification":
         yield row("half", first(count // 2), data.per_class, treatments=(*WEIGHTS, *NOISE, RIGHT_ONLY))
     elif table == "conditions":
@@ -89,17 +90,16 @@ def rows_of(table: str, data: DataSet, base: Base, seeds: list[int]) -> Iterator
 def conditions(row: Any, first: Any, data: DataSet, class_C: np.ndarray) -> Iterator[Row]:
     """Verified classes: all, or 30 % and 12 % of them, drawn in different ways (the paper's 1000, 308 and 118)."""
     family_C = data.families(class_C)
-    treated = ("probability",)
-    yield row("all classes", lambda seed: class_C, data.per_class, treatments=treated)
+    yield row("all classes", lambda seed: class_C, data.per_class, treatments=BEST)
     for share in (0.3, 0.12):
         classes = max(2, round(share * len(class_C)))
-        yield row(f"random {classes}", first(classes), data.per_class, treatments=treated)
+        yield row(f"random {classes}", first(classes), data.per_class, treatments=BEST)
         if family_C is not None:
             semantic = partial(one_of_each_family, class_C, family_C, classes=classes)
-            yield row(f"semantic {classes}", semantic, data.per_class, treatments=treated)
+            yield row(f"semantic {classes}", semantic, data.per_class, treatments=BEST)
     if family_C is not None:
         family = partial(one_family, class_C, family_C, classes=classes)
-        yield row(f"superclasses alone {classes}", family, data.per_class, treatments=treated)
+        yield row(f"superclasses alone {classes}", family, data.per_class, treatments=BEST)
 
 
 def spread(labels: float, classes: int, per_class: int) -> tuple[int, int]:

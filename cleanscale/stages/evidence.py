@@ -103,7 +103,7 @@ def run(
         )
         if among_candidates:
             among = opened.enter_context(candidates.candidate_index(folder, use_gpu=place.engine.use_gpu))
-        with place.progress.step("evidence", PASSES * features.num_images) as step:
+        with place.progress.step("evidence", PASSES * features.num_images, "image passes") as step:
             shards, ranges = list(features.shards), features.class_ranges()
             centre_D = centre_of(job)
             scorers = shared_value(heads_of, folder, settings.row_folds, place.seed)
