@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         "cleanscale verify-next",
-        description=__doc__.replace("%", "%%"),
+        description=(__doc__ or "").replace("%", "%%"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -101,7 +101,7 @@ def opened(uri: str) -> FinishedRun:
     from cleanscale.storage.manifests import read_json
 
     notes = read_json(uris.join(absolute(uri), "ingest", "train", "ingested.json"))
-    if notes and notes["multi_label"]:
+    if notes and notes.get("multi_label"):
         raise ConfigError(
             f"the labels of '{uri}' are lists; expected a run with one label per image, which is what a plan is made "
             "from; choose pairs of image and label from its labels/*.parquet, those with `cleaned` near 0.5"
@@ -142,20 +142,30 @@ def in_words(plan: Asked, output: str, run: FinishedRun) -> str:
     verified_C, unverified_C = (plan.counts[name].to_numpy() for name in ("verified", "unverified"))
     asked = f"{plan.table.num_rows:,} labels to verify, of {len(plan.table['label'].unique()):,}"
     known = f"{int(verified_C.sum()):,} were verified, of {int((verified_C > 0).sum()):,} classes"
-    data = run.settings.data
-    if data.verification is not None:
-        again = f"--data.verification FOLDER, a folder that holds this file and a copy of {data.verification}"
-    elif data.verified is not None:
-        again = f"--data.verification {output}; what the column '{data.verified}' of the data says counts on"
-    else:
-        again = f"--data.verification {output}"
     return "\n".join(
         [
             f"{output}: {asked} of the {int((unverified_C > 0).sum()):,} classes that have any left ({known})",
             "fill in `verified`: 1 the label is right, 0 it is wrong; `verified_label`, if you know it: what it is",
-            f"then run the training again with {again}",
+            f"then run the training again with --data.verification {together(run, output)}",
         ]
     )
+
+
+def together(run: FinishedRun, output: str) -> str:
+    """What to name as verification, so that this file counts and what was verified before goes on to count."""
+    from cleanscale.datasets.generated import GENERATED
+    from cleanscale.datasets.glyphs import EMBEDDED
+
+    data = run.settings.data
+    before = data.verification
+    if before is None and data.train in (EMBEDDED, GENERATED):
+        before = run.path("glyphs" if data.train == EMBEDDED else "generated", "verification.parquet")
+    if before is None:
+        column = f" (what the column '{data.verified}' of the data says goes on to count)" if data.verified else ""
+        return output + column
+    if uris.is_file(before):
+        return f"FOLDER, a folder that holds this file and a copy of {before}"
+    return f"{before}, where this file has to be put too"
 
 
 if __name__ == "__main__":
