@@ -1,6 +1,6 @@
 """Which labels to verify next: what `cleanscale verify-next` asks, against other choices of as many labels.
 
-    python benchmarks/verify_next.py [--runs runs/cifar100n] [--seeds 10] [--heads 0] [--classes all|even|odd]
+    python benchmarks/verify_next.py [--runs runs/cifar100n] [--seeds 10] [--heads 0] [--choices NAME ...]
 
 The run in --runs is that of benchmarks/cifar100n.py, or any other of one label per image whose true labels are known:
 they stand for the person who verifies. Its evidence knows no verification label, so each choice costs a fit of
@@ -8,7 +8,7 @@ they stand for the person who verifies. Its evidence knows no verification label
 which is the same for all choices. A JSON line per budget (share of all images) and choice: mean error per class with
 its 95 % interval over seeds and classes; the same in the classes that the choice verified nothing of; the plan's error
 minus this one's, paired. --heads K: test top-1 of K heads trained with the probabilities as weights, too.
---classes: only classes of even or odd id: one half to look for a better plan in, the other to report.
+--classes even|odd: only classes of even or odd id: one half to look for a better plan in, the other to report.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import argparse
 import json
 import logging
 import sys
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,6 @@ from cleanscale.storage.tables import read_table
 from cleanscale.training.head_settings import HeadSettings
 from cleanscale.training.heads import fit_head
 
-DATASET = Path("../shared/data/cifar100n/dataset.json")  # has the superclass of each class
 BUDGETS = (0.003, 0.01, 0.032)
 CLASS_FOLDS = 3
 FIRST_STEP = 1 / 3  # of the budget of a plan in two steps
@@ -76,10 +76,11 @@ def collected(runs: str, which: str) -> Collection:
 
 
 def superclasses(folder: str, runs: str) -> dict[int, int]:
-    """CIFAR-100's own; of other data sets as many groups of alike class embeddings, five classes each on average."""
+    """Those of the data set's dataset.json (CIFAR-100); elsewhere groups of alike class embeddings, of five on average."""
+    described = Path(tomllib.loads(Path(runs, "settings.toml").read_text())["data"]["train"]).with_name("dataset.json")
+    if described.exists():
+        return dict(enumerate(json.loads(described.read_text())["fine_to_coarse"]))
     found = class_index.read(f"{folder}/class_index")
-    if DATASET.exists() and len(found.label_C) == 100 and "cifar" in Path(runs).resolve().name:
-        return dict(enumerate(json.loads(DATASET.read_text())["fine_to_coarse"]))
     groups = max(2, len(found.label_C) // 5)
     group_C = KMeans(groups, n_init=1, random_state=0).fit_predict(found.embedding_CE)
     return dict(zip(found.label_C.tolist(), group_C.tolist(), strict=True))
@@ -181,8 +182,8 @@ class Outcome:
     asked: list[np.ndarray]
 
 
-def measure(all_: Collection, share: float, seeds: int) -> dict[str, Outcome]:
-    outcomes = {name: Outcome([], [], [], []) for name in CHOICES}
+def measure(all_: Collection, share: float, seeds: int, choices: list[str]) -> dict[str, Outcome]:
+    outcomes = {name: Outcome([], [], [], []) for name in choices}
     label_C = all_.classes(np.arange(len(all_.evidence)))
     budget = round(share * len(all_.evidence))
     for seed in range(seeds):
@@ -190,8 +191,8 @@ def measure(all_: Collection, share: float, seeds: int) -> dict[str, Outcome]:
         judged = all_.evidence.select(~pool_N)
         right_N, class_N = all_.right_N[~pool_N], np.searchsorted(label_C, judged.label_N)
         images_C = np.bincount(class_N, minlength=len(label_C))
-        for name, choose in CHOICES.items():
-            asked = choose(all_, np.flatnonzero(pool_N), budget, seed)
+        for name in choices:
+            asked = CHOICES[name](all_, np.flatnonzero(pool_N), budget, seed)
             decision = all_.fitted(asked).decide(judged)
             wrong_C = np.bincount(class_N[decision.mislabeled_N == right_N], minlength=len(label_C))
             outcome = outcomes[name]
@@ -272,6 +273,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--heads", type=int, default=0)
     parser.add_argument("--classes", choices=("all", "even", "odd"), default="all")
+    parser.add_argument("--choices", nargs="+", choices=list(CHOICES), default=list(CHOICES), help="besides the plan")
     parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS)
     options = parser.parse_args()
     if not Path(options.runs, "rounds/00/evidence/manifest.json").exists():
@@ -280,7 +282,7 @@ def main() -> int:
     logging.disable(logging.WARNING)  # a fit without labels says so, every time
     all_ = collected(options.runs, options.classes)
     for share in options.budgets:
-        outcomes = measure(all_, share, options.seeds)
+        outcomes = measure(all_, share, options.seeds, list(dict.fromkeys([PLAN, *options.choices])))
         for line in in_lines(outcomes, share):
             print(json.dumps(line), flush=True)
         if options.heads:
