@@ -31,6 +31,7 @@ class Purpose(enum.IntEnum):
     NEGATIVES = 20
     DUPLICATE_IDS = 21
     LABEL_CLEANING = 30
+    VERIFICATION_PLAN = 40
 
 
 def generator(seed: int, purpose: Purpose, *about: int) -> np.random.Generator:

@@ -47,7 +47,8 @@ def run(place: Place, folder: str, settings: GeneratedSettings, data: DataSettin
                 step.advance(rows)
             write_table(stage.path("verification.parquet"), generated_verification(settings, place.seed))
         stage.finish([{"file": f"{f.split}/{f.name}", "rows": f.stop - f.start} for f in files])
-    return data.model_copy(update=places(folder, settings))
+    own = {} if data.verification is None else {"verification": data.verification}  # the user's table wins
+    return data.model_copy(update=places(folder, settings) | own)
 
 
 def places(folder: str, settings: GeneratedSettings) -> dict[str, str | None]:
