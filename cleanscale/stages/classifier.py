@@ -128,6 +128,7 @@ def spread_plan(
     """
     if supervision.lists is not None or not heads.is_sharded(num_classes):
         return None
+    assert supervision.noise is None, "supervision.check refuses it"
     if classifier.label_smoothing:
         raise ConfigError(
             f"--classifier.label_smoothing is {classifier.label_smoothing} and the head of {num_classes} classes is "

@@ -43,7 +43,7 @@ class ClassifierSettings(BaseModel):
     hidden_width: int = Field(0, ge=0, description="Width of a hidden layer in front of the output; 0 is none.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout in the fully connected layers.")
     row_learning_rate: float = Field(
-        0.05,
+        0.4,
         gt=0,
         description="Of a sharded head: peak step of an output row (row-wise Adagrad), as a share of the rows' size.",
     )

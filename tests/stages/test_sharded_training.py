@@ -59,7 +59,8 @@ def trained(folder: Path, world: int, until: int, begun: dict | None = None, sta
                 raise LostError
 
         fit_classifier(
-            model, lambda epoch: batches(epoch, together), SETTINGS, steps_per_epoch=STEPS, seed=0, start=copy.deepcopy(begun),
+            model, lambda epoch: batches(epoch, together), SETTINGS, steps_per_epoch=STEPS, seed=0,
+            start=copy.deepcopy(begun),
             collectives=together, objective=head.objective, on_epoch=on_epoch,
         )  # fmt: skip
         head.write()
