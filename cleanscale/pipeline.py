@@ -61,7 +61,7 @@ def run(
         on_inputs(inputs)
         if inputs.train.multi_label:
             return multi_label.run(settings, place, inputs)
-        supervision.check(settings.treatment, inputs.train.num_classes)
+        supervision.check(settings.treatment, settings.heads, inputs.train.num_classes)
         detector_signals.check(settings.detector, images=inputs.train.num_rows, classes=inputs.train.num_classes)
         classifiers: dict[str, Trained] = {}
         last, summary = None, None

@@ -83,7 +83,7 @@ class Workload:
 
     @property
     def on_images(self) -> bool:
-        """Whether classifiers are trained on images, their heads whole on every GPU."""
+        """Whether classifiers are trained on images."""
         return self.source == "images" and not self.frozen
 
     @property
@@ -193,7 +193,9 @@ def step_bytes(work: Workload, cluster: Cluster) -> dict[str, float]:
     others = (cluster.nodes - 1) / cluster.nodes
     head = 2 * others * work.head_batch * (4 * work.width + 16) if work.sharded else 8 * others * head_values(work)
     cleannet = 2 * others * 4 * (2 * work.width * 256 + 4 * 256 * work.embedding + 2 * work.width * work.embedding)
-    backbone = 2 * others * 4 * (25.6e6 + work.classes * work.backbone_width) if work.on_images else 0.0
+    # Of images: gradients of the backbone and of a head that is whole, or embeddings there and back.
+    above = 256 * (4 * work.backbone_width + 16) if work.sharded else 4 * work.classes * work.backbone_width
+    backbone = 2 * others * (4 * 25.6e6 + above) if work.on_images else 0.0
     return {"head": head, "cleannet": cleannet, "backbone": backbone}
 
 
@@ -311,10 +313,11 @@ def memory(work: Workload, cluster: Cluster) -> dict[str, float]:
     head = 12 * values / (cluster.nodes if work.sharded else 1)  # weights, optimiser, gradients or the start's sums
     of_classes = 4.0 * work.classes * (work.width + 24)  # prototypes and statistics
     scorers = 4.0 * values * work.row_folds
+    predictor = 4.0 * work.classes * work.backbone_width if work.on_images else 0.0
     return {
         "processes": 1.2e9 + 0.25e9 * cluster.cores,
         "tasks": at_once * 6.0 * min(work.shard_bytes, 2 * work.width * work.images),
-        "object store": max(scorers + of_classes, 4.0 * work.classes * work.embedding + of_classes),
+        "object store": max(predictor, scorers + of_classes, 4.0 * work.classes * work.embedding + of_classes),
         "class index": 5.0 * work.classes * max(work.width, work.embedding) / cluster.nodes,
         "head worker": head + 2.0 * 64 * 1024 * work.width * 4,
         "driver": 0.6e9 + 12.0 * work.images + 60.0 * work.classes,
@@ -341,8 +344,10 @@ def limits(work: Workload, cluster: Cluster) -> list[Limit]:
     """What is used up, most of it first."""
     held = memory(work, cluster)
     hours = sum(stage.seconds(cluster) for stage in stages(work, cluster)) / 3600
-    whole = 16.0 * work.classes * work.backbone_width
-    head = whole if work.on_images else held["head worker"] / max(1, cluster.gpus)
+    # Of images: weights, gradients and optimiser on every GPU; sharded: weights, of which each GPU has a share.
+    rows = work.classes * work.backbone_width
+    of_images = 4.0 * rows / max(1, cluster.all_gpus) if work.sharded else 16.0 * rows
+    head = of_images if work.on_images else held["head worker"] / max(1, cluster.gpus)
     found = [
         Limit(
             "memory of a node", memory_per_node(work, cluster), cluster.memory_bytes, "bytes",
@@ -369,7 +374,7 @@ def limits(work: Workload, cluster: Cluster) -> list[Limit]:
         found.append(
             Limit(
                 "memory of a GPU", head, cluster.gpu_memory_bytes, "bytes",
-                "--backbone.frozen: heads trained on features are sharded by class, those trained on images are not",
+                "--heads.sharded on, and then more GPUs: each has the rows of its share of the classes",
             )
         )  # fmt: skip
     return sorted(found, key=lambda limit: -limit.share)

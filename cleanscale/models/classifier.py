@@ -10,7 +10,7 @@ from torch import nn
 
 from cleanscale.models import weight_files
 from cleanscale.models.backbones import Backbone, BackboneSettings, build_backbone
-from cleanscale.models.heads import Head
+from cleanscale.models.heads import Head, Layers
 
 
 class FeatureProjection(nn.Module):
@@ -28,14 +28,17 @@ class FeatureProjection(nn.Module):
 
 
 class Classifier(nn.Module):
-    """uint8 images [B, 3, S, S] -> logits [B, C]: backbone, projection of its features where there is one, head."""
+    """uint8 images [B, 3, S, S] -> logits [B, C]: backbone, projection of its features where there is one, head.
 
-    def __init__(self, backbone: Backbone, head: Head, projection: FeatureProjection | None = None) -> None:
+    A head without output rows (`Layers`: they are spread over workers, or files) gives embeddings [B, H] instead.
+    """
+
+    def __init__(self, backbone: Backbone, head: Layers, projection: FeatureProjection | None = None) -> None:
         super().__init__()
         self.backbone = backbone
         self.projection = projection
         self.head = head
-        self.num_classes: int = head.config["num_classes"]
+        self.num_classes: int = head.config.get("num_classes", 0)  # outputs that are logits of classes
 
     def forward(self, image_B3SS: torch.Tensor) -> torch.Tensor:
         feature_BD = self.backbone(image_B3SS)
@@ -47,14 +50,15 @@ class Classifier(nn.Module):
 
 
 def build_classifier(
-    settings: BackboneSettings, num_classes: int, *, hidden_width: int = 0, dropout: float = 0.0, seed: int = 0
+    settings: BackboneSettings, num_classes: int | None, *, hidden_width: int = 0, dropout: float = 0.0, seed: int = 0
 ) -> Classifier:
-    """A new classifier; the same seed gives the same initial weights on every worker."""
+    """A new classifier; the same seed gives the same weights on every worker. num_classes None: no output rows."""
     backbone = build_backbone(settings, seed=seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        head = Head(backbone.width, num_classes, hidden_width=hidden_width, dropout=dropout)
-    return Classifier(backbone, head)
+        if num_classes is None:
+            return Classifier(backbone, Layers(backbone.width, hidden_width, dropout))
+        return Classifier(backbone, Head(backbone.width, num_classes, hidden_width, dropout))
 
 
 def classifier_to_bytes(model: Classifier, settings: BackboneSettings) -> bytes:
@@ -70,6 +74,7 @@ def classifier_from_bytes(content: bytes, *, source: str = "the file") -> tuple[
     backbone = build_backbone(settings.model_copy(update={"weights": ""}))
     shape = None if "projection.array_KD" not in tensors else tensors["projection.array_KD"].shape
     projection = None if shape is None else FeatureProjection(torch.empty(shape))
-    model = Classifier(backbone, Head(**config["head"]), projection)
+    head = Head(**config["head"]) if "num_classes" in config["head"] else Layers(**config["head"])
+    model = Classifier(backbone, head, projection)
     model.load_state_dict(tensors)
     return model, settings

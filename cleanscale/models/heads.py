@@ -19,6 +19,7 @@ class Layers(nn.Module):
     """features_ND -> what the output layer sees: the standardisation and the hidden layer, where there is one.
 
     `mean_D` and `scale_D` (standardisation) are buffers, so that raw features go in wherever it is loaded.
+    `Layers(**config)` followed by `load_state_dict` gives them back.
     """
 
     mean_D: torch.Tensor
@@ -26,6 +27,11 @@ class Layers(nn.Module):
 
     def __init__(self, num_features: int, hidden_width: int = 0, dropout: float = 0.0) -> None:
         super().__init__()
+        self.config: dict[str, Any] = {
+            "num_features": num_features,
+            "hidden_width": hidden_width,
+            "dropout": dropout,
+        }
         self.register_buffer("mean_D", torch.zeros(num_features))
         self.register_buffer("scale_D", torch.ones(num_features))
         self.hidden = nn.Linear(num_features, hidden_width) if hidden_width else None
@@ -38,6 +44,10 @@ class Layers(nn.Module):
         if self.hidden is None:
             return self.dropout(x_ND)
         return self.dropout(torch.relu(self.hidden(self.dropout(x_ND))))
+
+    def forward(self, feature_ND: torch.Tensor) -> torch.Tensor:
+        """Embeddings [N, H]; of a `Head`, logits."""
+        return self.embed(feature_ND)
 
     def frozen_layers(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
         """(mean_D, scale_D, hidden_HD, hidden_bias_H) as float32 arrays."""
@@ -53,12 +63,7 @@ class Head(Layers):
 
     def __init__(self, num_features: int, num_classes: int, hidden_width: int = 0, dropout: float = 0.0) -> None:
         super().__init__(num_features, hidden_width, dropout)
-        self.config: dict[str, Any] = {
-            "num_features": num_features,
-            "num_classes": num_classes,
-            "hidden_width": hidden_width,
-            "dropout": dropout,
-        }
+        self.config |= {"num_classes": num_classes}
         self.num_classes = num_classes
         self.output = nn.Linear(self.width, num_classes)
 

@@ -13,6 +13,7 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array
 
+from cleanscale.models.classifier import classifier_to_bytes
 from cleanscale.models.heads import head_to_bytes
 from cleanscale.registry.finished_run import FinishedRun, predicted_array
 from cleanscale.registry.model_artifacts import (
@@ -27,7 +28,6 @@ from cleanscale.registry.model_artifacts import (
 )
 from cleanscale.serving import classifier as served
 from cleanscale.serving.model_folder import write_description
-from cleanscale.stages import classifier as classifier_stage
 from cleanscale.stages import head_classifier
 from cleanscale.stages.features import PROJECTION
 from cleanscale.storage import uris
@@ -52,7 +52,8 @@ def classifier_artifacts(run: FinishedRun, folder: Path) -> Artifacts:
     folder.mkdir(parents=True)
     described = input_description(run) | {"labels": run.ingested("train").label_map().to_json()}
     if run.kind == "images":
-        copy(uris.join(run.classifier_folder, classifier_stage.MODEL), folder / served.WEIGHTS)
+        whole = head_classifier.load_classifier(run.classifier_folder)  # rows that lie by range of classes, together
+        (folder / served.WEIGHTS).write_bytes(classifier_to_bytes(*whole))
     else:
         (folder / served.HEAD).write_bytes(head_to_bytes(head_classifier.load_head(run.classifier_folder)))
         if (projection := run.features().projection) is not None:

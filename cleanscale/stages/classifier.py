@@ -1,7 +1,8 @@
 """classifier: backbone and head on images, one Ray Train worker group (paper, section 3.3, steps 1 and 3).
 
 Each worker reads its own part of every epoch through Ray Data: which rows in which order follows from (seed, epoch,
-rank) alone, so an interrupted training goes on exactly where its last checkpoint stood.
+rank) alone, so an interrupted training goes on exactly where its last checkpoint stood. With very many classes each
+worker owns rows of the head (`--heads.sharded`), which lie beside the classifier's file by ranges of classes.
 
 # M rows of a window, B images of one worker's batch
 """
@@ -18,18 +19,22 @@ from torch import nn
 
 from cleanscale.engine.data import Block, blocks, decode_cpus, stream
 from cleanscale.engine.train import Worker, train_on_workers
+from cleanscale.errors import ConfigError
 from cleanscale.maths.epoch_plan import epoch_windows, steps_per_epoch
 from cleanscale.maths.noise_types import NUM_TYPES
 from cleanscale.models.backbones import BackboneSettings
 from cleanscale.models.classifier import Classifier, build_classifier, classifier_from_bytes, classifier_to_bytes
 from cleanscale.models.noise_models import WithNoiseTypes
+from cleanscale.stages import head_files
 from cleanscale.stages.images import Images, Request, request
 from cleanscale.stages.ingest import Ingested
 from cleanscale.stages.place import Place
+from cleanscale.stages.sharded_training import SpreadHead
 from cleanscale.stages.supervision import AS_LABELLED, Supervision, Taught
 from cleanscale.storage import uris
 from cleanscale.storage.manifests import Manifest, open_stage
 from cleanscale.training.classifier import Batch, ClassifierSettings, course_of_round, fit_classifier
+from cleanscale.training.head_settings import HeadPlan, HeadSettings
 from cleanscale.training.transforms import AugmentationSettings
 
 MODEL = "model.safetensors"
@@ -46,6 +51,7 @@ class Job:
     backbone: BackboneSettings
     augmentation: AugmentationSettings
     classifier: ClassifierSettings
+    spread: HeadPlan | None  # how rows are trained that the workers own; None: each worker has the whole head
     round_number: int
     seed: int
     supervision: Supervision
@@ -59,6 +65,7 @@ def run(
     backbone: BackboneSettings,
     augmentation: AugmentationSettings,
     classifier: ClassifierSettings,
+    heads: HeadSettings,
     *,
     round_number: int,
     supervision: Supervision = AS_LABELLED,
@@ -67,15 +74,16 @@ def run(
 ) -> Manifest:
     """Train a classifier into `folder`, beside it the network of noise types where the supervision has such.
 
-    start: (folder of the classifier to fine-tune, its fingerprint); None: a new one.
+    start: (folder of the classifier to fine-tune, its fingerprint); None: a new one. heads: how a head is sharded.
     """
+    spread = spread_plan(heads, classifier, data.num_classes, supervision)
     stage = open_stage(
         folder,
         name,
         {
             "backbone": backbone.model_dump(mode="json"),
             "augmentation": augmentation.model_dump(mode="json"),
-            "classifier": relevant(classifier, round_number),
+            "classifier": relevant(classifier, round_number, spread),
             "run": {"seed": place.seed},
         },
         {"ingest": data.fingerprint} | supervision.inputs() | ({"classifier": start[1]} if start else {}),
@@ -87,6 +95,7 @@ def run(
         backbone,
         augmentation,
         classifier,
+        spread,
         round_number,
         place.seed,
         supervision,
@@ -108,12 +117,35 @@ def run(
     return stage.finish(notes={"epochs": epochs, "model": MODEL})
 
 
-def relevant(settings: ClassifierSettings, round_number: int) -> dict[str, Any]:
+def spread_plan(
+    heads: HeadSettings, classifier: ClassifierSettings, num_classes: int, supervision: Supervision
+) -> HeadPlan | None:
+    """How the head is trained where its rows are spread over workers; None where it is not. Losses that compare all
+    classes of an image keep it whole: those of lists of labels (and of models of the noise, which `supervision.check`
+    refuses for so many classes).
+
+    Raises: ConfigError for a setting that a sharded head cannot follow.
+    """
+    if supervision.lists is not None or not heads.is_sharded(num_classes):
+        return None
+    assert supervision.noise is None, "supervision.check refuses it"
+    if classifier.label_smoothing:
+        raise ConfigError(
+            f"--classifier.label_smoothing is {classifier.label_smoothing} and the head of {num_classes} classes is "
+            "sharded; expected 0, since a share for every class would touch every row; leave it out, or use "
+            "--heads.sharded off"
+        )
+    return heads.resolved(num_classes).model_copy(update={"row_learning_rate": classifier.row_learning_rate})
+
+
+def relevant(settings: ClassifierSettings, round_number: int, spread: HeadPlan | None = None) -> dict[str, Any]:
     """The settings that change this round's result: fine-tuning's do not concern round 0, nor the other way round."""
     values = settings.model_dump(mode="json")
     unused = ("finetune_epochs", "finetune_learning_rate", "finetune_warmup_epochs")
-    unused = unused if round_number == 0 else ("epochs", "learning_rate", "warmup_epochs")
-    return {name: value for name, value in values.items() if name not in unused}
+    unused = unused if round_number == 0 else ("epochs", "warmup_epochs", *(() if spread else ("learning_rate",)))
+    unused = unused if spread else (*unused, "row_learning_rate")
+    of_rows = {name: getattr(spread, name) for name in ("exact", "negatives")} if spread else {}
+    return {name: value for name, value in values.items() if name not in unused} | of_rows
 
 
 def train_loop(worker: Worker, job: Job) -> None:
@@ -141,10 +173,19 @@ def train_loop(worker: Worker, job: Job) -> None:
             yield as_batch(block, label_R, taught)
 
     start = worker.checkpoint()
+    head = None
+    if job.spread is not None:
+        done = start["next_epoch"] if start else 0
+        rows = uris.join(job.start, head_files.HEAD) if job.start else None
+        head = SpreadHead(
+            worker, classifier.head, data.num_classes, job.spread, seed=job.seed, epochs_done=done, start=rows
+        )
     history: list[dict[str, float]] = start["history"] if start else []
 
     def on_epoch(epoch: int, metrics: dict[str, float], state: Callable[[], dict[str, Any]]) -> None:
         history.append({"step": epoch, **metrics})
+        if head is not None:
+            head.keep(epoch + 1)
         worker.save(lambda: state() | {"history": history}, metrics)
         worker.say((epoch + 1) * each, course.epochs * each, "images", history)
 
@@ -160,7 +201,10 @@ def train_loop(worker: Worker, job: Job) -> None:
         device=worker.device,
         on_epoch=on_epoch,
         loss=taught.loss(worker.device),
+        objective=head.objective if head is not None else None,
     )
+    if head is not None:
+        head.write()
     if worker.rank == 0:
         uris.write_bytes(uris.join(worker.uri, MODEL), classifier_to_bytes(classifier, job.backbone))
         if isinstance(model, WithNoiseTypes) and isinstance(model.noise_types, Classifier):
@@ -236,7 +280,7 @@ def first_model(job: Job, num_classes: int) -> Classifier:
         return load(job.start)
     return build_classifier(
         job.backbone,
-        num_classes,
+        num_classes if job.spread is None else None,
         hidden_width=job.classifier.hidden_width,
         dropout=job.classifier.dropout,
         seed=job.seed,

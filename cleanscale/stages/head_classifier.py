@@ -13,16 +13,16 @@ import torch
 from torch import nn
 
 from cleanscale.engine.train import Worker, train_on_workers
-from cleanscale.errors import ConfigError
 from cleanscale.maths.noise_types import NUM_TYPES
 from cleanscale.models.backbones import BackboneSettings
 from cleanscale.models.classifier import Classifier, FeatureProjection, build_classifier, classifier_to_bytes
-from cleanscale.models.heads import FrozenHead, Head, head_from_bytes, head_to_bytes
+from cleanscale.models.heads import FrozenHead, Head, Layers, head_from_bytes, head_to_bytes
 from cleanscale.models.noise_models import WithNoiseTypes
 from cleanscale.stages import classifier as classifier_stage
 from cleanscale.stages import head_files
 from cleanscale.stages.feature_shards import Features, FeatureShards
 from cleanscale.stages.features import load_projection
+from cleanscale.stages.head_files import HEAD
 from cleanscale.stages.judged_shard import places
 from cleanscale.stages.place import Place
 from cleanscale.stages.sharded_training import fit_or_go_on
@@ -35,7 +35,7 @@ from cleanscale.training.head_settings import HeadPlan, HeadSettings
 from cleanscale.training.heads import fit_head, fit_noisy_head
 from cleanscale.training.losses import Loss
 
-HEAD, NOISE_TYPES_HEAD = "head", "noise_types.safetensors"  # the first without its ending: see `head_files`
+NOISE_TYPES_HEAD = "noise_types.safetensors"
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def run(
     )
     if stage.complete:
         return stage.complete
-    plan = planned(settings, num_classes, supervision)
+    plan = settings.resolved(num_classes)
     job = Job(
         features,
         num_classes,
@@ -106,18 +106,6 @@ def run(
     with place.timed("classifier", images, folder=folder), place.progress.step(f"{name} on features", images) as step:
         train_on_workers(fit_loop, job, uri=folder, settings=place.engine, on_progress=place.follow(step, name))
     return stage.finish(notes={"epochs": plan.epochs})
-
-
-def planned(settings: HeadSettings, num_classes: int, supervision: Supervision) -> HeadPlan:
-    """Raises: ConfigError for a model of the noise, whose loss needs the logits of all classes, on a sharded head."""
-    plan = settings.resolved(num_classes)
-    if plan.sharded == "on" and supervision.noise is not None:
-        raise ConfigError(
-            f"the head of {num_classes} classes is sharded, and the treatment's model of the noise compares all "
-            "classes of an image; expected a treatment of weights or labels; use --treatment.name probability, or "
-            "--heads.sharded off where the classes fit on one worker"
-        )
-    return plan
 
 
 def fit_loop(worker: Worker, job: Job) -> None:
@@ -149,14 +137,14 @@ def fit_loop(worker: Worker, job: Job) -> None:
         head = fit_with_noise(own, target_N, taught, loss, job, worker, common)
     if worker.rank == 0:
         head_files.write_dense(uris.join(worker.uri, HEAD), head)
-        write_whole(worker.uri, head, job.features, job.backbone_uri)
+        write_classifier(worker.uri, head, job.features, job.backbone_uri)
 
 
 def fit_sharded(worker: Worker, job: Job, own: Features, taught: Taught) -> None:
-    """Every worker writes the rows that it owns; with a backbone, rank 0 puts a whole classifier beside them."""
+    """Every worker writes the rows that it owns; rank 0 what is below them, with the backbone where there is one."""
     each = job.features.num_images
     history: list[dict[str, float]] = []
-    fit_or_go_on(
+    layers = fit_or_go_on(
         worker,
         uris.join(worker.uri, HEAD),
         own.feature_ND,
@@ -170,19 +158,22 @@ def fit_sharded(worker: Worker, job: Job, own: Features, taught: Taught) -> None
         on_loss=lambda epoch, loss: history.append({"step": epoch, "loss": loss}),
     )
     worker.say(job.plan.epochs * each, job.plan.epochs * each, "images", history)
-    if worker.rank == 0 and job.backbone_uri is not None:
-        write_whole(worker.uri, load_head(worker.uri), job.features, job.backbone_uri)
+    if worker.rank == 0:
+        write_classifier(worker.uri, layers, job.features, job.backbone_uri)
 
 
 def sharded_start(folder: str | None) -> str | None:
-    """The sharded head to fine-tune; a new one where the start was trained on images, whose rows are no ranges."""
+    """The sharded head to fine-tune; a new one where the start's is not sharded."""
     if folder is None or not uris.exists(uris.join(folder, HEAD, head_files.LAYERS)):
         return None
     return uris.join(folder, HEAD)
 
 
-def write_whole(folder: str, head: Head, features: FeatureShards, backbone_uri: str | None) -> None:
-    """The head on the backbone that made its features, as a classifier of images; nothing where there is none."""
+def write_classifier(folder: str, head: Layers, features: FeatureShards, backbone_uri: str | None) -> None:
+    """The head on the backbone that made its features, as a classifier of images; nothing where there is none.
+
+    A sharded head's rows are not in the file: `load_classifier` puts them together.
+    """
     if backbone_uri is None:
         return
     model, settings = classifier_stage.load_with_settings(backbone_uri)
@@ -234,16 +225,27 @@ def load_noise_type_head(folder: str) -> Head:
     content = uris.read_if_there(uris.join(folder, NOISE_TYPES_HEAD))
     if content is not None:
         return head_from_bytes(content)
-    return classifier_stage.load(uris.join(folder, classifier_stage.NOISE_TYPES)).head
+    return whole(classifier_stage.load(uris.join(folder, classifier_stage.NOISE_TYPES)).head)
 
 
 def load_head(folder: str) -> Head:
     """The fully connected layers of the classifier in `folder`, whether it was trained on images or on features."""
     uri = uris.join(folder, HEAD)
-    return head_files.load_dense(uri) if head_files.exists(uri) else classifier_stage.load(folder).head
+    return head_files.load_dense(uri) if head_files.exists(uri) else whole(classifier_stage.load(folder).head)
+
+
+def whole(head: Layers) -> Head:
+    assert isinstance(head, Head), "rows in files of their own"
+    return head
+
+
+def load_classifier(folder: str) -> tuple[Classifier, BackboneSettings]:
+    """The classifier of images in `folder`, with the rows of all classes in memory, however they lie on disk."""
+    model, settings = classifier_stage.load_with_settings(uris.join(folder, classifier_stage.MODEL))
+    return Classifier(model.backbone, load_head(folder), model.projection), settings
 
 
 def load_frozen(folder: str) -> FrozenHead:
     """The same as arrays, for scoring: put together once for each node (`engine.tasks.shared_value`)."""
     uri = uris.join(folder, HEAD)
-    return head_files.load_frozen(uri) if head_files.exists(uri) else classifier_stage.load(folder).head.frozen()
+    return head_files.load_frozen(uri) if head_files.exists(uri) else load_head(folder).frozen()

@@ -26,6 +26,7 @@ from cleanscale.training.collectives import Collectives
 from cleanscale.training.sharded_heads import HeadPart, row_size_of
 from cleanscale.training.sharded_softmax import Rows, owned
 
+HEAD = "head"  # of a classifier, in its folder
 DENSE, LAYERS, STATE = ".safetensors", "layers.safetensors", "state.npz"
 PIECE_CLASSES = 65536  # 33 MB of rows of 128
 KIND = "sharded_head"
@@ -56,10 +57,7 @@ def write_part(uri: str, part: HeadPart, together: Collectives, *, with_state: b
     if together.rank == 0:
         uris.write_bytes(uris.join(uri, STATE), to_npz(_state(part)))
         layers = part.layers
-        config = {
-            "num_features": len(layers.mean_D),
-            "hidden_width": 0 if layers.hidden is None else layers.width,
-            "dropout": layers.dropout.p,
+        config = layers.config | {
             "num_classes": part.num_classes,
             "row_size": part.row_size,
             "epochs_done": part.epochs_done,
@@ -76,7 +74,7 @@ def pieces(first: int, stop: int) -> list[tuple[int, int]]:
 
 
 def _state(part: HeadPart) -> dict[str, np.ndarray]:
-    state = {"precision": part.precision_HH.cpu().numpy()}
+    state = {} if part.precision_HH is None else {"precision": part.precision_HH.cpu().numpy()}
     for number, values in part.optimizer.get("state", {}).items():
         state |= {f"{number}.{name}": value.cpu().numpy() for name, value in values.items()}
     return state
@@ -96,7 +94,7 @@ def read_part(uri: str, together: Collectives, device: str = "cpu") -> HeadPart:
     square_R = torch.zeros_like(bias_R)
     if uris.exists(uris.join(uri, class_arrays.file_name("square", 0))):
         square_R = torch.from_numpy(class_arrays.read_some(uri, "square", first, stop)).to(device)
-    precision_HH = torch.from_numpy(state.pop("precision")).to(device)
+    precision_HH = torch.from_numpy(state.pop("precision")).to(device) if "precision" in state else None
     return HeadPart(
         layers.to(device),
         Rows(first, weight_RH, bias_R),

@@ -24,7 +24,7 @@ from cleanscale.models.heads import Head
 from cleanscale.models.label_cleaner import LabelCleaner, cleaner_from_bytes, cleaner_to_bytes
 from cleanscale.stages import head_files, label_edges
 from cleanscale.stages.feature_shards import Features, FeatureShards
-from cleanscale.stages.head_classifier import HEAD, write_whole
+from cleanscale.stages.head_classifier import HEAD, write_classifier
 from cleanscale.stages.ingest import Ingested
 from cleanscale.stages.place import Place
 from cleanscale.storage import uris
@@ -148,7 +148,7 @@ def write(folder: str, fitted: Fitted, job: Job, *, whole: bool) -> None:
     if fitted.cleaner is not None:
         uris.write_bytes(uris.join(folder, CLEANER), cleaner_to_bytes(fitted.cleaner))
     if whole:
-        write_whole(folder, fitted.head, job.features, job.backbone_uri)
+        write_classifier(folder, fitted.head, job.features, job.backbone_uri)
 
 
 def folder_of(folder: str, settings: CleaningSettings, name: str) -> str:

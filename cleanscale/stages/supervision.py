@@ -42,6 +42,7 @@ from cleanscale.storage.arrays import read_array, scatter, write_array
 from cleanscale.storage.manifests import Manifest, open_stage, read_manifest
 from cleanscale.storage.shards import Shard
 from cleanscale.storage.tables import fingerprint_columns, read_table, write_table
+from cleanscale.training.head_settings import HeadSettings
 from cleanscale.training.losses import ODDS_UNIT, Loss, NoiseModel, listed_loss, noise_loss
 from cleanscale.treatments import MATRIX_TREATMENTS, NOISE_TREATMENTS
 from cleanscale.treatments.relabel import Suggested, relabelled
@@ -155,8 +156,15 @@ class Taught:
         return WithNoiseLayer(classifier, self.noise.observed_given_true_CC)
 
 
-def check(settings: TreatmentSettings, num_classes: int) -> None:
-    """Raises: ConfigError when the treatment would hold too large a matrix."""
+def check(settings: TreatmentSettings, heads: HeadSettings, num_classes: int) -> None:
+    """Raises: ConfigError when the treatment would hold too large a matrix, or compares all classes of an image (a
+    model of the noise) where no worker has the rows of all of them."""
+    if settings.name in NOISE_TREATMENTS and heads.is_sharded(num_classes):
+        raise ConfigError(
+            f"the heads of {num_classes} classes are sharded, and --treatment.name {settings.name} compares all "
+            "classes of an image; expected a treatment of weights or labels; use --treatment.name probability, or "
+            "--heads.sharded off where the classes fit on one worker"
+        )
     if settings.name in MATRIX_TREATMENTS and num_classes > settings.matrix_classes:
         raise ConfigError(
             f"--treatment.name {settings.name} holds a matrix of classes by classes and the data has {num_classes} "

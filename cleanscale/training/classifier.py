@@ -11,7 +11,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -42,9 +42,29 @@ class ClassifierSettings(BaseModel):
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of the target spread evenly over all classes.")
     hidden_width: int = Field(0, ge=0, description="Width of a hidden layer in front of the output; 0 is none.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout in the fully connected layers.")
+    row_learning_rate: float = Field(
+        0.4,
+        gt=0,
+        description="Of a sharded head: peak step of an output row (row-wise Adagrad), as a share of the rows' size.",
+    )
     finetune_epochs: int = Field(10, ge=0, le=10_000, description="Passes over the images in each weighted round.")
     finetune_learning_rate: float = Field(0.005, gt=0, description="Highest learning rate of weighted rounds.")
     finetune_warmup_epochs: float = Field(0.5, ge=0, description="Epochs of rising learning rate in weighted rounds.")
+
+
+class Objective(Protocol):
+    """What a network's outputs are compared with, and how that flows back into the network."""
+
+    def backward(self, output_BX: torch.Tensor, batch: Batch, step: int, rate: float) -> Compared:
+        """Adds to the gradients that workers average. rate: learning rate as a share of the highest."""
+        ...
+
+
+class Compared(NamedTuple):
+    """loss: mean over the batch, or over those of all workers. right: images predicted as labelled, where known."""
+
+    loss: torch.Tensor
+    right: torch.Tensor | None
 
 
 class Course(NamedTuple):
@@ -87,6 +107,20 @@ def weighted_loss(loss_B: torch.Tensor, weight_B: torch.Tensor) -> torch.Tensor:
     return (loss_B * weight_B).sum() / len(weight_B)
 
 
+class OfLogits:
+    """A loss of outputs of which the first are the logits of all classes."""
+
+    def __init__(self, loss: Loss, num_classes: int) -> None:
+        self.loss, self.num_classes = loss, num_classes
+
+    def backward(self, output_BX: torch.Tensor, batch: Batch, step: int, rate: float) -> Compared:
+        loss = weighted_loss(self.loss(output_BX, batch.label_B), batch.weight_B)
+        loss.backward()
+        noisy_B = batch.label_B if batch.label_B.ndim == 1 else batch.label_B[:, 0]
+        right_B = (output_BX.detach()[:, : self.num_classes].argmax(1) == noisy_B) & (batch.weight_B > 0)
+        return Compared(loss.detach(), right_B.sum())
+
+
 def fit_classifier(
     model: Network,
     epoch_batches: Callable[[int], Iterable[Batch]],
@@ -100,17 +134,19 @@ def fit_classifier(
     device: str | torch.device = "cpu",
     on_epoch: Callable[[int, dict[str, float], Callable[[], State]], None] | None = None,
     loss: Loss | None = None,
+    objective: Objective | None = None,
 ) -> Network:
     """Train `model` in place and return it.
 
     `epoch_batches(epoch)` gives this worker's batches, `steps_per_epoch` of them on every worker. After each epoch
     every worker calls `on_epoch(epoch, metrics, state)`; `state()` is what a checkpoint must hold, and given back as
     `start` it continues as if there had been no interruption (on CPU: bit for bit). `course` is round 0's unless
-    given. `loss` is cross-entropy unless given. Raises StageError when the loss is no longer finite.
+    given. `loss` is cross-entropy of the logits unless given; an `objective` takes its place where outputs are none.
+    Raises StageError when the loss is no longer finite.
     """
     collectives = collectives or Alone()
     course = course or course_of_round(settings, 0)
-    loss = loss or plain_loss(settings.label_smoothing)
+    objective = objective or OfLogits(loss or plain_loss(settings.label_smoothing), int(model.num_classes))  # type: ignore[arg-type]
     model.to(device)
     optimizer = _optimizer(model, settings, course)
     first_epoch = 0
@@ -124,7 +160,7 @@ def fit_classifier(
                 model,
                 epoch_batches(epoch),
                 optimizer,
-                loss,
+                objective,
                 settings,
                 course,
                 epoch,
@@ -146,7 +182,7 @@ def _train_epoch(
     model: nn.Module,
     batches: Iterable[Batch],
     optimizer: torch.optim.Optimizer,
-    loss_of: Loss,
+    objective: Objective,
     settings: ClassifierSettings,
     course: Course,
     epoch: int,
@@ -154,40 +190,38 @@ def _train_epoch(
     collectives: Collectives,
     device: str | torch.device,
 ) -> dict[str, float]:
-    """One pass; metrics over all workers: loss, top-1 on the noisy labels (percent), learning rate, images per s."""
+    """One pass; metrics over all workers: loss, top-1 on the noisy labels (percent; where known), learning rate,
+    images per s."""
     model.train()
     began = time.monotonic()
     total = torch.zeros(3, device=device)  # summed loss, images predicted as labelled, images that are no filling
-    step = epoch * steps_per_epoch
-    taken = 0
+    taken, knows_right = 0, True
     for batch in batches:
-        rate = learning_rate_at(step + taken, steps_per_epoch, course, settings.schedule)
+        step = epoch * steps_per_epoch + taken
+        rate = learning_rate_at(step, steps_per_epoch, course, settings.schedule)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        label_B = batch.label_B.to(device, non_blocking=True)
-        weight_B = batch.weight_B.to(device, non_blocking=True)
-        output_BX = model(batch.image_B3SS.to(device, non_blocking=True))
-        loss = weighted_loss(loss_of(output_BX, label_B), weight_B)
+        here = Batch(*(tensor.to(device, non_blocking=True) for tensor in batch))
+        output_BX = model(here.image_B3SS)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss, right = objective.backward(output_BX, here, step, rate / settings.learning_rate)
         collectives.average_gradients(model.parameters())
         optimizer.step()
         taken += 1
-        with torch.no_grad():
-            counted_B = weight_B > 0
-            noisy_B = label_B if label_B.ndim == 1 else label_B[:, 0]
-            right_B = (output_BX[:, : model.num_classes].argmax(1) == noisy_B) & counted_B
-            total += torch.stack([loss.detach() * len(weight_B), right_B.sum(), counted_B.sum()])
+        knows_right = right is not None
+        counted = (here.weight_B > 0).sum()
+        total += torch.stack([loss * len(here.weight_B), right if right is not None else counted, counted])
     assert taken == steps_per_epoch, f"{taken} batches, {steps_per_epoch} announced: other workers would wait for ever"
     loss_sum, right, counted = collectives.sum(total).tolist()
     if not math.isfinite(loss_sum):
         raise StageError(
             f"The classifier's loss is {loss_sum} in epoch {epoch}; expected a finite number; "
-            "lower --classifier.learning_rate (or finetune_learning_rate) or lengthen --classifier.warmup_epochs"
+            "lower --classifier.learning_rate (or finetune_learning_rate, or row_learning_rate where the head is "
+            "sharded) or lengthen --classifier.warmup_epochs"
         )
-    return {
+    known = {"train_top1": 100 * right / max(counted, 1.0)} if knows_right else {}
+    return known | {
         "loss": loss_sum / max(counted, 1.0),
-        "train_top1": 100 * right / max(counted, 1.0),
         "learning_rate": rate if taken else 0.0,
         "images_per_second": counted / max(time.monotonic() - began, 1e-9),
     }

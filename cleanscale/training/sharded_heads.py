@@ -46,7 +46,7 @@ class HeadPart:
     rows: Rows
     num_classes: int
     square_R: torch.Tensor  # of gradients, summed: what row-wise Adagrad divides by
-    precision_HH: torch.Tensor  # the start's: what turns a gradient towards what tells classes apart
+    precision_HH: torch.Tensor | None  # of class means: turns a gradient towards what tells classes apart
     row_size: float  # root mean square of the rows at the start
     epochs_done: int = 0
     optimizer: dict[str, Any] = field(default_factory=dict)  # of the shared layers
@@ -135,14 +135,15 @@ def row_size_of(rows: Rows, num_classes: int, together: Collectives) -> float:
 def row_wise_adagrad(part: HeadPart, rate: float) -> Update:
     """Changes the rows of a block in place; rate: the largest step, as a share of the rows' size.
 
-    The gradient is turned by the precision of images around their class, as the rows of class means are.
+    The gradient is turned by the precision of images around their class where rows began as class means, as those are.
     """
     most = rate * part.row_size
 
     def update(rows: slice | torch.Tensor, gradient_KH: torch.Tensor, gradient_K: torch.Tensor) -> None:
         square_K = part.square_R[rows] + gradient_KH.square().mean(1)
         step_K = most / square_K.sqrt()
-        gradient_KH = gradient_KH @ part.precision_HH
+        if part.precision_HH is not None:
+            gradient_KH = gradient_KH @ part.precision_HH
         if isinstance(rows, slice):
             part.square_R[rows] = square_K
             part.rows.weight_RH[rows].addcmul_(gradient_KH, step_K[:, None], value=-1)
@@ -153,6 +154,56 @@ def row_wise_adagrad(part: HeadPart, rate: float) -> Update:
             part.rows.bias_R.index_add_(0, rows, gradient_K * step_K, alpha=-1)
 
     return update
+
+
+def step_of_rows(
+    part: HeadPart,
+    given: Gathered,
+    plan: HeadPlan,
+    rate: float,
+    random: np.random.Generator,
+    neighbour_CK: np.ndarray | None,
+    together: Collectives,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(loss, its gradient [B, H] by the embeddings) over all workers; the rows of `part` have made their step.
+
+    rate: learning rate as a share of the highest. random: this worker's own, since it draws among its own classes.
+    """
+    if plan.exact:
+        blocks = all_classes(given, part.rows, CHUNK_CLASSES)
+    else:
+        negatives = math.ceil(plan.negatives_of(part.num_classes) / together.world)
+        hard_X = hard_negatives(given.target_BT, plan.hard_negatives, neighbour_CK, random)
+        blocks = sampled_classes(given, part.rows, negatives, random, hard_X)
+    if not part.square_R[:1].any():  # no row has made a step
+        # As if one image had been there: without it a row's first step would be whole, however small its gradient.
+        square = given.embedded_BH.square().mean() / len(given.embedded_BH) ** 2
+        part.square_R.fill_(float(square.clamp_min(1e-20)))
+    with torch.no_grad():
+        update = row_wise_adagrad(part, plan.row_learning_rate * rate)
+        return loss_and_gradients(given, part.rows, blocks, update, together)
+
+
+def hard_negatives(
+    target_BT: torch.Tensor, most: int, neighbour_CK: np.ndarray | None, random: np.random.Generator
+) -> np.ndarray | None:
+    """Some of the classes that are like the targets."""
+    if neighbour_CK is None or not most:
+        return None
+    target_X = target_BT.cpu().numpy().reshape(-1)
+    target_X = target_X[target_X != NOWHERE]
+    column_XM = random.integers(0, neighbour_CK.shape[1], (len(target_X), most))
+    hard_X = neighbour_CK[target_X[:, None], column_XM].reshape(-1)
+    return hard_X[hard_X >= 0]
+
+
+def flow_back(own_BH: torch.Tensor, gradient_BH: torch.Tensor, together: Collectives) -> None:
+    """This worker's part of the gradient, into what made its embeddings.
+
+    The loss is a sum over workers and gradients of shared weights are averaged over them: hence the factor.
+    """
+    start = together.rank * len(own_BH)
+    own_BH.backward(gradient_BH[start : start + len(own_BH)] * together.world)
 
 
 class _Fit:
@@ -175,7 +226,6 @@ class _Fit:
         most = together.maximum(torch.tensor([data.images], dtype=torch.float64, device=device))
         self.steps = math.ceil(float(most) / self.batch)
         self.rate_at = warm_cosine(self.steps * plan.epochs)
-        self.negatives = math.ceil(plan.negatives_of(part.num_classes) / together.world)
         self.trained = list(part.layers.parameters())
         self.optimizer: torch.optim.Optimizer | None = None
         if self.trained:
@@ -210,19 +260,9 @@ class _Fit:
         weight_X: torch.Tensor,
         random: np.random.Generator,
     ) -> torch.Tensor:
-        part, together, rate = self.part, self.together, self.rate_at(step)
+        rate = self.rate_at(step)
         own_BH, given = self.gathered(feature_XD, target_X, weight_X, random)
-        if self.plan.exact:
-            blocks = all_classes(given, part.rows, CHUNK_CLASSES)
-        else:
-            hard_X = self.hard_negatives(given.target_BT, random)
-            blocks = sampled_classes(given, part.rows, self.negatives, random, hard_X)
-        if step == 0 and not part.square_R.any():
-            # As if one image had been there: without it a row's first step would be whole, however small its gradient.
-            part.square_R.fill_(float((given.embedded_BH.square().mean() / self.plan.batch**2).clamp_min(1e-20)))
-        with torch.no_grad():
-            update = row_wise_adagrad(part, self.plan.row_learning_rate * rate)
-            loss, gradient_BH = loss_and_gradients(given, part.rows, blocks, update, together)
+        loss, gradient_BH = step_of_rows(self.part, given, self.plan, rate, random, self.neighbour_CK, self.together)
         if self.optimizer is not None:
             self.step_of_layers(self.optimizer, own_BH, gradient_BH, rate)
         return loss
@@ -248,24 +288,12 @@ class _Fit:
         coefficient_BT = torch.nn.functional.pad(coefficient_XT, fill).to(self.device)
         return own_BH, Gathered(*(self.together.gather(x) for x in (own_BH, target_BT, coefficient_BT)))
 
-    def hard_negatives(self, target_BT: torch.Tensor, random: np.random.Generator) -> np.ndarray | None:
-        """Some of the classes that are like the targets."""
-        most = self.plan.hard_negatives
-        if self.neighbour_CK is None or not most:
-            return None
-        target_X = target_BT.cpu().numpy().reshape(-1)
-        target_X = target_X[target_X != NOWHERE]
-        column_XM = random.integers(0, self.neighbour_CK.shape[1], (len(target_X), most))
-        hard_X = self.neighbour_CK[target_X[:, None], column_XM].reshape(-1)
-        return hard_X[hard_X >= 0]
-
     def step_of_layers(
         self, optimizer: torch.optim.Optimizer, own_BH: torch.Tensor, gradient_BH: torch.Tensor, rate: float
     ) -> None:
-        """AdamW on the shared layers; the loss is a sum over workers, so gradients are summed too."""
-        start = self.together.rank * self.batch
+        """AdamW on the shared layers."""
         optimizer.zero_grad(set_to_none=True)
-        own_BH.backward(gradient_BH[start : start + self.batch] * self.together.world)
+        flow_back(own_BH, gradient_BH, self.together)
         self.together.average_gradients(self.trained)
         for group in optimizer.param_groups:
             group["lr"] = self.plan.learning_rate * rate

@@ -49,11 +49,13 @@ def test_the_sharded_head_needs_less_of_each_node_the_more_there_are_and_the_den
     assert memory(dense, GPUS)["head worker"] == memory(dense, replace(GPUS, nodes=1))["head worker"]
 
 
-def test_what_heads_trained_on_images_break_is_named_with_the_remedy():
-    worst = limits(replace(IMAGES, frozen=False), replace(GPUS, nodes=64))[0]
+def test_what_a_whole_head_trained_on_images_breaks_is_named_with_the_remedy():
+    trained, many = replace(IMAGES, frozen=False), replace(GPUS, nodes=64)
+    worst = limits(replace(trained, sharded_from=10**9), many)[0]
     assert worst.what == "memory of a GPU"
     assert worst.share > 1
-    assert "--backbone.frozen" in worst.remedy
+    assert "--heads.sharded" in worst.remedy
+    assert {limit.what: limit.share for limit in limits(trained, many)}["memory of a GPU"] < 0.01
 
 
 def test_limits_stand_in_order_and_every_one_has_a_remedy():

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from cleanscale.errors import ConfigError
 from cleanscale.stages import classifier
-from cleanscale.stages.classifier import EpochStreams, as_batch, filled, relevant
-from cleanscale.stages.supervision import AS_LABELLED, Taught
+from cleanscale.stages.classifier import EpochStreams, as_batch, filled, relevant, spread_plan
+from cleanscale.stages.supervision import AS_LABELLED, Supervision, Taught
 from cleanscale.training.classifier import ClassifierSettings
+from cleanscale.training.head_settings import HeadSettings
 
 
 def block(rows: list[int], ok: bool = True) -> dict[str, np.ndarray]:
@@ -61,3 +63,23 @@ def test_settings_of_fine_tuning_do_not_concern_round_0_nor_those_of_round_0_the
     assert relevant(plain, 1) == relevant(plain.model_copy(update={"epochs": 3}), 1)
     assert relevant(plain, 1) != relevant(plain.model_copy(update={"finetune_epochs": 3}), 1)
     assert relevant(plain, 1) != relevant(plain.model_copy(update={"weight_decay": 0.5}), 1)
+
+
+def test_how_rows_are_trained_matters_only_where_they_are_spread():
+    plain, other = ClassifierSettings(), ClassifierSettings(row_learning_rate=0.1)
+    few, many = (spread_plan(HeadSettings(), plain, classes, AS_LABELLED) for classes in (1000, 100_000))
+    assert few is None
+    assert many is not None
+    assert many.row_learning_rate == plain.row_learning_rate
+    assert relevant(plain, 0) == relevant(other, 0)
+    assert relevant(plain, 1, many) != relevant(other, 1, many)
+    assert relevant(plain, 0, many) != relevant(plain, 0, many.model_copy(update={"exact": True}))
+    # The rows' rate follows the backbone's as a share of round 0's highest.
+    assert relevant(plain, 1, many) != relevant(plain.model_copy(update={"learning_rate": 0.5}), 1, many)
+
+
+def test_what_a_sharded_head_cannot_do_is_said_and_lists_of_labels_keep_it_whole():
+    smoothed, heads = ClassifierSettings(label_smoothing=0.1), HeadSettings(sharded="on")
+    with pytest.raises(ConfigError, match=r"--classifier\.label_smoothing is 0\.1"):
+        spread_plan(heads, smoothed, 10, AS_LABELLED)
+    assert spread_plan(heads, smoothed, 10, Supervision(lists=object())) is None  # type: ignore[arg-type]
