@@ -5,8 +5,8 @@ how often. Training stages get a `Supervision`, which says where things are, and
 
 What verification says feeds it in two strengths. A verdict (right or wrong) of an image makes its right label certain,
 or excludes it. A named true class (`verified_label`) is what matrices are estimated from. Without names, the matrix of
-forward, backward and bottom_up gets its diagonal from verdicts and the rest from anchor points; noise_em then knows no
-confusing noise, and its noise types are noise-free and pointless alone.
+forward, backward and bottom_up gets its diagonal from verdicts and the rest from anchor points; that of noise_em comes
+from the judgement of all labels, in which named images are certain (stages/noise_pairs.py).
 
 # N images of a shard, R rows of the input, P verified pairs, C classes
 """
@@ -29,10 +29,10 @@ from cleanscale.errors import ConfigError
 from cleanscale.maths.keyed_random import folds_of_rows
 from cleanscale.maths.label_lists import LabelLists
 from cleanscale.maths.loss_correction import anchor_row, anchors_of_class, transition_matrix
-from cleanscale.maths.noise_types import WRONG_UNNAMED, Confusion, confusion_of_pairs
+from cleanscale.maths.noise_types import WRONG_UNNAMED
 from cleanscale.models.heads import FrozenHead
 from cleanscale.models.noise_models import WithNoiseLayer
-from cleanscale.stages import label_edges
+from cleanscale.stages import label_edges, noise_pairs
 from cleanscale.stages.evidence_heads import row_fold_heads
 from cleanscale.stages.feature_shards import Features, FeatureShards
 from cleanscale.stages.ingest import Ingested
@@ -115,7 +115,8 @@ class Taught:
         """The rows of an epoch, of those that may be seen: all of them, the verified ones of a noise model repeated."""
         if self.of.noise is None or self.known_R is None:
             return row_N
-        verified_N = row_N[self.known_R[row_N] >= 0]
+        # Those that are only known to be wrong too: without them all that is certain would be noise-free.
+        verified_N = row_N[self.known_R[row_N] != schema.UNSEEN]
         if self.of.verified_only:
             return verified_N
         manifest = read_manifest(self.of.noise)
@@ -208,8 +209,8 @@ def make(
         "features": features.fingerprint,
         "verification": fingerprint_columns(verification, verification.column_names),
     }
-    inputs |= {"evidence": evidence[1]} if name != "noise_em" else {}
-    inputs |= {"relevance": relevance[1]} if name not in NOISE_TREATMENTS else {}
+    inputs |= {"evidence": evidence[1]}
+    inputs |= {"relevance": relevance[1]} if name not in MATRIX_TREATMENTS else {}
     key = {"treatment": {"name": name}, "run": {"seed": place.seed}}
     stage = open_stage(folder, "supervision", key, inputs)
     if stage.complete:
@@ -223,13 +224,12 @@ def make(
             write_relabelled(stage.path, job)
             return stage.finish()
         write_array(stage.path(KNOWN), known_R)
-        notes = {"treatment": name, "num_classes": num_classes} | tell(name, observed_P, true_P)
-        certain_P = true_P >= 0
+        notes: dict[str, Any] = {"treatment": name, "num_classes": num_classes} | tell(name, observed_P, true_P)
         if name == "noise_em":
-            confusion = confusion_of_pairs(true_P[certain_P], observed_P[certain_P], num_classes)
-            write_confusion(stage.path(CONFUSION), confusion)
-            wanted = VERIFIED_SHARE * features.num_images
-            notes["repeats"] = max(1, round(wanted / max(1, certain_P.sum())))
+            sources = noise_pairs.Sources(features, num_classes, relevance[0], evidence[0], known_R)
+            confusion, notes["noise_free"] = noise_pairs.estimate(sources)
+            write_table(stage.path(CONFUSION), noise_pairs.to_table(confusion))
+            notes["repeats"] = max(1, round(VERIFIED_SHARE * features.num_images / max(1, len(true_P))))
         else:
             write_array(stage.path(MATRIX), matrix(job, observed_P, true_P).astype(np.float32))
     return stage.finish(notes=notes)
@@ -250,9 +250,8 @@ def tell(treatment: str, observed_P: np.ndarray, true_P: np.ndarray) -> dict[str
     unnamed = len(true_P) - right - named
     log.info("%s: %d labels known to be right, %d wrong and named, %d wrong", treatment, right, named, unnamed)
     if not named:
-        lost = "no noise counts as confusing"
-        if treatment != "noise_em":
-            lost = "which classes are confused is taken from anchor points"
+        source = "the judgement of the labels" if treatment == "noise_em" else "anchor points"
+        lost = f"which classes are confused is taken from {source}"
         advice = "a column verified_label in the verification table would tell"
         log.warning("%s: no true class of a wrong label is known, so %s; %s", treatment, lost, advice)
     return {"right": right, "wrong_named": named, "wrong_unnamed": unnamed}
@@ -290,11 +289,6 @@ def unseen_log_probability(heads: list[FrozenHead], features: Features, at_N: np
     return log_probability_NC
 
 
-def write_confusion(uri: str, confusion: Confusion) -> None:
-    columns = {"true": confusion.true_E, "observed": confusion.observed_E, "probability": confusion.probability_E}
-    write_table(uri, pa.table(columns))
-
-
 def read_noise(folder: str) -> NoiseModel:
     """The noise model that `run` left in `folder`."""
     manifest = read_manifest(folder)
@@ -302,9 +296,8 @@ def read_noise(folder: str) -> NoiseModel:
     name, classes = manifest.notes["treatment"], manifest.notes["num_classes"]
     if name != "noise_em":
         return NoiseModel(name, classes, observed_given_true_CC=read_array(uris.join(folder, MATRIX)))
-    table = read_table(uris.join(folder, CONFUSION))
-    columns = [table[n].to_numpy() for n in ("true", "observed", "probability")]
-    return NoiseModel(name, classes, confusion=Confusion(classes, *columns))
+    confusion = noise_pairs.of_table(read_table(uris.join(folder, CONFUSION)), classes)
+    return NoiseModel(name, classes, confusion=confusion, noise_free=manifest.notes.get("noise_free"))
 
 
 def write_relabelled(path: Any, job: Job) -> None:
