@@ -1,6 +1,7 @@
 """The rows of Xiao et al. 2015 (Tables 1 and 2) on the same images, features, verification labels and seeds.
 
-    python benchmarks/xiao.py --config examples/cifar100n.toml --named [--seeds 0 1 2] [--runs runs/xiao]
+    python benchmarks/xiao.py --config examples/cifar100n.toml --named [--seeds 0 1 2] [--runs runs/xiao] \\
+        --data.verification ../shared/data/cifar100n/splits/verified_50x250_seed{seed}.csv
     python benchmarks/xiao.py --config examples/tiny.toml
 
 1, 2: verified images alone; 3, 4: all images, verified ones under their true class, the others' noisy labels taken for
@@ -10,8 +11,11 @@ comes from ImageNet in every row) the head of round 0. bottom_up and noise_em be
 the six: noisy labels alone, probability weights and forward correction.
 
 Prints a JSON line for each row and seed as it is done, and keeps it in RUNS/CONFIG/lines.jsonl: lines that are there
-are not computed again. Then a line for each row over all seeds: test top-1 and its paired differences to rows 3 and 4,
-with 95 % intervals over test images; and what noise_em believes of labels that nobody verified.
+are not computed again. With noise_em's stands what it believes of labels that nobody verified and, on glyphs, whose
+noise types are known, how well these are recovered and how well they could be (`ceiling`). Then a line for each row
+over all seeds: test top-1 and its paired differences to rows 3 and 4, with 95 % intervals over test images.
+
+`{seed}` in a setting is replaced: other seeds may have other verification labels.
 
 --named: the verification table is given the true class of each image (see benchmarks/treatments.py). On glyphs it has.
 """
@@ -22,27 +26,32 @@ import argparse
 import contextlib
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.metrics import roc_auc_score
-from treatments import name_classes, recovery, table_of
+from treatments import by_type, name_classes, recovery, table_of
 
-from cleanscale import classifiers, pipeline
+from cleanscale import classifiers, judging, pipeline
 from cleanscale.classifiers import Inputs, Round, Trained
 from cleanscale.config import Settings, load
-from cleanscale.datasets.glyphs import EMBEDDED
+from cleanscale.datasets.glyphs import EMBEDDED, glyph_labels
 from cleanscale.engine.here import Here, in_this_process
 from cleanscale.engine.session import session
 from cleanscale.maths.intervals import measured_accuracy, paired_accuracy
+from cleanscale.maths.keyed_random import folds_of_rows
+from cleanscale.maths.noise_types import CONFUSING, NUM_TYPES, NoiseTypeModel, confusion_of_pairs
 from cleanscale.reporting.progress import Progress
 from cleanscale.schema import UNSEEN
 from cleanscale.stages import classifier
 from cleanscale.stages.place import Place
-from cleanscale.stages.supervision import Supervision, verified_pairs
+from cleanscale.stages.supervision import AS_LABELLED, Supervision, verified_pairs
 from cleanscale.storage.arrays import write_array
 from cleanscale.storage.manifests import fingerprint
+from cleanscale.training.heads import fit_out_of_fold_heads
 
 # Row: (what is seen, whether it begins with what learnt from the noisy labels).
 PLAIN = {"1": ("clean", False), "2": ("clean", True), "3": ("all", False), "4": ("all", True)}
@@ -151,6 +160,36 @@ def beliefs(inputs: Inputs, place: Place) -> dict[str, Any]:
     return found
 
 
+def ceiling(settings: Settings, place: Place, inputs: Inputs, last: Round) -> dict[str, Any]:
+    """How well the posterior could tell noise types on the features of round 0: with heads of the true labels that have
+    not seen the image, the true confusion matrix, and the true shares of the types in place of p(type | image)."""
+    features = last.features.read_all(list(last.features.shards))
+    train, seed, row_N = inputs.train, settings.run.seed, features.row_N
+    true_N, label_N = train.true_labels()[row_N].astype(np.int64), features.label_N.astype(np.int64)
+    drawn = glyph_labels(settings.glyphs, seed, "train")
+    kind_N, unseen_N = drawn.noise_type_N[row_N], drawn.verified_N[row_N] == UNSEEN
+    folds = settings.evidence.row_folds
+    heads = fit_out_of_fold_heads(
+        features.feature_ND, true_N, None, row_N, train.num_classes, settings.heads, seed=seed, folds=folds
+    )
+    log_true_NC = np.empty((len(row_N), train.num_classes), np.float32)
+    for fold, head in enumerate(heads):
+        own_N = folds_of_rows(seed, row_N, folds) == fold
+        log_true_NC[own_N] = head.frozen().log_probability(features.feature_ND[own_N])
+    confused_N = kind_N == CONFUSING
+    confusion = confusion_of_pairs(true_N[confused_N], label_N[confused_N], train.num_classes)
+    log_type_Z = torch.from_numpy(np.bincount(kind_N, minlength=NUM_TYPES) / len(kind_N)).clamp_min(1e-6).log().float()
+    posterior = NoiseTypeModel(confusion).posterior(
+        torch.from_numpy(log_true_NC), log_type_Z.expand(len(row_N), NUM_TYPES), torch.from_numpy(label_N)
+    )
+    best_N = posterior.true_BC.argmax(1).numpy()
+    return {
+        "classifier_right": 100 * float((log_true_NC.argmax(1) == true_N)[unseen_N].mean()),
+        "posterior_label_right": 100 * float((best_N == true_N)[unseen_N].mean()),
+        "posterior": by_type(kind_N[unseen_N], posterior.type_BZ.numpy()[unseen_N]),
+    }
+
+
 class Lines:
     """The file of finished rows, and beside it which test images each got right."""
 
@@ -171,8 +210,26 @@ class Lines:
         print(json.dumps(line), flush=True)
 
 
-def run_seed(settings: Settings, rows: list[str], lines: Lines) -> None:
-    """The main job up to its judgement, once; then every row that is not there yet."""
+def first_round(settings: Settings, place: Place, shared: Place, inputs: Inputs) -> Round:
+    """The main job up to its judgement. Features of a backbone that stays as it is are the same for all seeds, and the
+    judgement does without CleanNet there: `transfer` judges by evidence."""
+    if not classifiers.on_features(settings, inputs, 0):
+        return pipeline.one_round(settings, place.of_round(0), inputs, 0, None)
+    folder = partial(place.round_path, 0)
+    backbone, shards = classifiers.frozen_features(settings, shared, inputs)
+    assert inputs.test is not None, "the rows are compared on test images"
+    classifiers.make_test_features(settings, shared, inputs.test, backbone)
+    with in_this_process(Here()):
+        trained = classifiers.train_head(settings, place, inputs, 0, shards, backbone, AS_LABELLED)
+        sets = judging.make_references(settings, place, shards, folder("references"))
+        seen = judging.make_evidence(settings, place, inputs.train, shards, sets, folder("evidence"))
+        checked = inputs.train.verification()
+        judged = judging.judge(settings, place, inputs.train, shards, sets, seen, checked, folder, with_cleannet=False)
+    return Round(trained, shards, judged, seen)
+
+
+def run_seed(settings: Settings, shared: Place, rows: list[str], lines: Lines) -> None:
+    """What all rows share, once; then every row that is not there yet."""
     seed = settings.run.seed
     left = [row for row in rows if (seed, row) not in lines.done]
     if not left:
@@ -182,7 +239,7 @@ def run_seed(settings: Settings, rows: list[str], lines: Lines) -> None:
     with contextlib.ExitStack() as opened:
         opened.enter_context(session(settings.engine))
         inputs = pipeline.read_inputs(settings, place)
-        last = pipeline.one_round(settings, place.of_round(0), inputs, 0, None)
+        last = first_round(settings, place, shared, inputs)
         if classifiers.on_features(settings, inputs, 1):  # heads take seconds: as long as worker groups to start
             opened.enter_context(in_this_process(Here()))
         for row in left:
@@ -193,6 +250,7 @@ def run_seed(settings: Settings, rows: list[str], lines: Lines) -> None:
                 more["beliefs"] = beliefs(inputs, place)
                 if settings.data.train == EMBEDDED:
                     more["noise_types"] = recovery(settings, Path(settings.run_uri))
+                    more["ceiling"] = ceiling(settings, place, inputs, last)
             lines.add(seed, row, found.correct(1), more)
 
 
@@ -223,12 +281,14 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     lines = Lines(folder)
     for seed in options.seeds:
-        given = ["--config", options.config, *arguments, "--run.uri", str(folder / f"seed-{seed}")]
-        given += ["--run.seed", str(seed)]
+        given = ["--config", options.config, *(piece.format(seed=seed) for piece in arguments)]
+        given += ["--run.uri", str(folder / f"seed-{seed}"), "--run.seed", str(seed)]
         if options.named:
-            name_classes(load(given), folder / "named.parquet")
-            given += ["--data.verification", str(folder / "named.parquet")]
-        run_seed(load(given), options.rows, lines)
+            name_classes(load(given), folder / f"named-{seed}.parquet")
+            given += ["--data.verification", str(folder / f"named-{seed}.parquet")]
+        settings = load(given)
+        shared = Place(str(folder / "shared"), 0, settings.engine, Progress())
+        run_seed(settings, shared, options.rows, lines)
     over_seeds(lines, options.rows, options.seeds)
     return 0
 
