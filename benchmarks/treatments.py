@@ -73,18 +73,24 @@ def recovery(settings: Settings, folder: Path) -> dict:
     for source in ("p", "posterior"):
         assert f"{source}_confusing" in names
         score_NZ = np.column_stack([table[f"{source}_{name}"].to_numpy()[unseen_N] for name in TYPES])
-        called_N = score_NZ.argmax(1)
-        found[source] = {
-            name: {
-                "share": 100 * float((kind_N == z).mean()),
-                "called": 100 * float((called_N == z).mean()),
-                "recall": 100 * float((called_N[kind_N == z] == z).mean()),
-                "precision": 100 * float((kind_N[called_N == z] == z).mean()) if (called_N == z).any() else None,
-                "auroc": auroc(score_NZ[:, z], kind_N == z),
-            }
-            for z, name in enumerate(TYPES)
-        }
+        found[source] = by_type(kind_N, score_NZ)
     return found
+
+
+def by_type(kind_N: np.ndarray, score_NZ: np.ndarray) -> dict[str, dict]:
+    """Of each noise type: its share, how often and how rightly it is called, AUROC (rates in percent)."""
+    called_N = score_NZ.argmax(1)
+    return {
+        name: {
+            "share": 100 * float((kind_N == z).mean()),
+            "mean": 100 * float(score_NZ[:, z].mean()),
+            "called": 100 * float((called_N == z).mean()),
+            "recall": 100 * float((called_N[kind_N == z] == z).mean()),
+            "precision": 100 * float((kind_N[called_N == z] == z).mean()) if (called_N == z).any() else None,
+            "auroc": auroc(score_NZ[:, z], kind_N == z),
+        }
+        for z, name in enumerate(TYPES)
+    }
 
 
 def auroc(score_N: np.ndarray, positive_N: np.ndarray) -> float:

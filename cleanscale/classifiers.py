@@ -118,11 +118,13 @@ def train_classifier(settings: Settings, place: Place, inputs: Inputs, number: i
     given = supervised(settings, place, inputs, number, last)
     if settings.treatment.name != "noise_em":
         return train_with(settings, place, inputs, number, last, given)
-    # Both networks begin with what is known for sure (Xiao et al., section 4), on top of the last round's classifier.
-    start = last.classifier.made if last.classifier.projection == last.features.projection else None
-    if given.certain:
+    start = None
+    if given.certain and not on_features(settings, inputs, number):
+        # Both networks begin with what is known for sure (Xiao et al., section 4), on top of the last round's
+        # classifier. Heads on features begin anew: one that learnt the noisy labels holds to them, and verified images
+        # alone teach it nothing that it does not learn anyway (CIFAR-100N).
         sure, name = replace(given, verified_only=True), "classifier_pretrained"
-        start = train_with(settings, place, inputs, number, last, sure, start=start, name=name).made
+        start = train_with(settings, place, inputs, number, last, sure, name=name).made
     trained = train_with(settings, place, inputs, number, last, given, start=start)
     write_noise_types(settings, place, inputs, number, last, trained, given)
     return trained

@@ -181,7 +181,7 @@ def test_every_treatment_runs_on_features_with_right_and_wrong_alone(on_features
     if name == "noise_em":
         table = pq.read_table(sorted((folder / "rounds/01/noise_types").glob("*.parquet")))
         assert table.num_rows == 320
-        assert not table["posterior_confusing"].to_numpy().any()  # nobody named a class: no noise is confusing
+        assert table["posterior_confusing"].to_numpy().max() > 0  # nobody named a class: what is judged says which
 
 
 @pytest.mark.slow

@@ -198,7 +198,7 @@ def fit_with_noise(
     def wrap(head: Head) -> nn.Module:
         if taught.noise is None or taught.noise.confusion is None:
             return taught.layered(head)
-        return WithNoiseTypes(head, noise_type_head(head, job), job.num_classes)
+        return WithNoiseTypes(head, noise_type_head(head, job.plan), job.num_classes)
 
     model = fit_noisy_head(
         own.feature_ND[place_N], target_N2[place_N], job.num_classes, job.plan, wrap=wrap, loss=loss, **common
@@ -210,12 +210,9 @@ def fit_with_noise(
     return classifier
 
 
-def noise_type_head(head: Head, job: Job) -> Head:
-    """The head of noise types that the start was trained with, else a new one for the same features."""
-    content = uris.read_if_there(uris.join(job.start, NOISE_TYPES_HEAD)) if job.start else None
-    if content is not None:
-        return head_from_bytes(content)
-    types = Head(head.config["num_features"], NUM_TYPES, job.plan.hidden_width, job.plan.dropout)
+def noise_type_head(head: Head, plan: HeadPlan) -> Head:
+    """A new head of noise types, for the features that `head` is for."""
+    types = Head(head.config["num_features"], NUM_TYPES, plan.hidden_width, plan.dropout)
     types.mean_D, types.scale_D = head.mean_D.clone(), head.scale_D.clone()
     return types
 

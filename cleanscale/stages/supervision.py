@@ -5,9 +5,8 @@ how often. Training stages get a `Supervision`, which says where things are, and
 
 What verification says feeds it in two strengths. A verdict (right or wrong) of an image makes its right label certain,
 or excludes it. A named true class (`verified_label`) is what matrices are estimated from. Without names, the matrix of
-forward, backward and bottom_up gets its diagonal from verdicts and the rest from anchor points; noise_em then knows no
-confusing noise, and its noise types are noise-free and pointless alone. The matrix of instance_forward is what the
-detector judged of all images, summed up by class.
+forward, backward and bottom_up gets its diagonal from verdicts and the rest from anchor points; those of noise_em
+(stages/noise_pairs.py) and instance_forward come from the judgement of all labels.
 
 # N images of a shard, R rows of the input, P verified pairs, C classes
 """
@@ -28,9 +27,9 @@ from cleanscale import schema
 from cleanscale.engine.tasks import map_shards
 from cleanscale.errors import ConfigError
 from cleanscale.maths.label_lists import LabelLists
-from cleanscale.maths.noise_types import WRONG_UNNAMED, Confusion, confusion_of_pairs
+from cleanscale.maths.noise_types import WRONG_UNNAMED
 from cleanscale.models.noise_models import WithNoiseLayer
-from cleanscale.stages import label_edges
+from cleanscale.stages import label_edges, noise_pairs
 from cleanscale.stages.feature_shards import FeatureShards
 from cleanscale.stages.ingest import Ingested
 from cleanscale.stages.judged_shard import places
@@ -44,7 +43,7 @@ from cleanscale.storage.shards import Shard
 from cleanscale.storage.tables import fingerprint_columns, read_table, write_table
 from cleanscale.training.head_settings import HeadSettings
 from cleanscale.training.losses import ODDS_UNIT, Loss, NoiseModel, listed_loss, noise_loss
-from cleanscale.treatments import MATRIX_TREATMENTS, NOISE_TREATMENTS
+from cleanscale.treatments import ANCHORED, MATRIX_TREATMENTS, NOISE_TREATMENTS
 from cleanscale.treatments.relabel import Suggested, relabelled
 
 log = logging.getLogger(__name__)
@@ -121,7 +120,8 @@ class Taught:
         """The rows of an epoch, of those that may be seen: all of them, the verified ones of a noise model repeated."""
         if self.of.noise is None or self.known_R is None:
             return row_N
-        verified_N = row_N[self.known_R[row_N] >= 0]
+        # Those that are only known to be wrong too: without them all that is certain would be noise-free.
+        verified_N = row_N[self.known_R[row_N] != schema.UNSEEN]
         if self.of.verified_only:
             return verified_N
         manifest = read_manifest(self.of.noise)
@@ -211,8 +211,8 @@ def make(
         "features": features.fingerprint,
         "verification": fingerprint_columns(verification, verification.column_names),
     }
-    inputs |= {"evidence": evidence[1]} if name != "noise_em" else {}
-    inputs |= {"relevance": relevance[1]} if name not in NOISE_TREATMENTS or name == "instance_forward" else {}
+    inputs |= {"evidence": evidence[1]}
+    inputs |= {"relevance": relevance[1]} if name not in ANCHORED else {}
     key = {"treatment": {"name": name}, "run": {"seed": place.seed}}
     stage = open_stage(folder, "supervision", key, inputs)
     if stage.complete:
@@ -226,13 +226,12 @@ def make(
             write_relabelled(stage.path, job)
             return stage.finish()
         write_array(stage.path(KNOWN), known_R)
-        notes = {"treatment": name, "num_classes": num_classes} | tell(name, observed_P, true_P)
-        certain_P = true_P >= 0
+        notes: dict[str, Any] = {"treatment": name, "num_classes": num_classes} | tell(name, observed_P, true_P)
         if name == "noise_em":
-            confusion = confusion_of_pairs(true_P[certain_P], observed_P[certain_P], num_classes)
-            write_confusion(stage.path(CONFUSION), confusion)
-            wanted = VERIFIED_SHARE * features.num_images
-            notes["repeats"] = max(1, round(wanted / max(1, certain_P.sum())))
+            sources = noise_pairs.Sources(features, num_classes, relevance[0], evidence[0], known_R)
+            confusion, notes["noise_free"] = noise_pairs.estimate(sources)
+            write_table(stage.path(CONFUSION), noise_pairs.to_table(confusion))
+            notes["repeats"] = max(1, round(VERIFIED_SHARE * features.num_images / max(1, len(true_P))))
         elif name == "instance_forward":
             matrix_CC, odds = judged_noise(job)
             write_array(stage.path(MATRIX), matrix_CC.astype(np.float32))
@@ -257,17 +256,11 @@ def tell(treatment: str, observed_P: np.ndarray, true_P: np.ndarray) -> dict[str
     unnamed = len(true_P) - right - named
     log.info("%s: %d labels known to be right, %d wrong and named, %d wrong", treatment, right, named, unnamed)
     if not named and treatment != "instance_forward":
-        lost = "no noise counts as confusing"
-        if treatment != "noise_em":
-            lost = "which classes are confused is taken from anchor points"
+        source = "the judgement of the labels" if treatment == "noise_em" else "anchor points"
+        lost = f"which classes are confused is taken from {source}"
         advice = "a column verified_label in the verification table would tell"
         log.warning("%s: no true class of a wrong label is known, so %s; %s", treatment, lost, advice)
     return {"right": right, "wrong_named": named, "wrong_unnamed": unnamed}
-
-
-def write_confusion(uri: str, confusion: Confusion) -> None:
-    columns = {"true": confusion.true_E, "observed": confusion.observed_E, "probability": confusion.probability_E}
-    write_table(uri, pa.table(columns))
 
 
 def read_noise(folder: str) -> NoiseModel:
@@ -277,9 +270,8 @@ def read_noise(folder: str) -> NoiseModel:
     name, classes = manifest.notes["treatment"], manifest.notes["num_classes"]
     if name != "noise_em":
         return NoiseModel(name, classes, observed_given_true_CC=read_array(uris.join(folder, MATRIX)))
-    table = read_table(uris.join(folder, CONFUSION))
-    columns = [table[n].to_numpy() for n in ("true", "observed", "probability")]
-    return NoiseModel(name, classes, confusion=Confusion(classes, *columns))
+    confusion = noise_pairs.of_table(read_table(uris.join(folder, CONFUSION)), classes)
+    return NoiseModel(name, classes, confusion=confusion, noise_free=manifest.notes.get("noise_free"))
 
 
 def write_relabelled(path: Any, job: Job) -> None:

@@ -38,6 +38,7 @@ class NoiseModel(NamedTuple):
     num_classes: int
     observed_given_true_CC: np.ndarray | None = None
     confusion: Confusion | None = None
+    noise_free: float | None = None  # share of right labels among those that nobody verified
 
 
 def plain_loss(label_smoothing: float = 0.0) -> Loss:
@@ -58,7 +59,7 @@ def listed_loss(mean_labels: float, num_classes: int) -> Loss:
 def noise_loss(noise: NoiseModel, device: str | torch.device) -> Loss:
     """The loss of a treatment. The network is a classifier, or what `models/noise_models.py` puts around one."""
     if noise.confusion is not None:
-        types = NoiseTypeModel(noise.confusion, device)
+        types = NoiseTypeModel(noise.confusion, device, noise.noise_free)
         return lambda output_BX, target_B2: types.loss(
             output_BX[:, : noise.num_classes].log_softmax(1),
             output_BX[:, noise.num_classes :].log_softmax(1),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from cleanscale.treatments.weights import TREATMENTS, Judged
 
-# Those whose loss is built from a dense model of the noise (stages/supervision.py), and from any.
-MATRIX_TREATMENTS = ("forward", "instance_forward", "backward", "bottom_up")
+# Those whose matrix of the noise comes from verified labels and anchor points, without a judgement of the images; those
+# whose loss is built from a dense matrix (stages/supervision.py); and from any model of the noise.
+ANCHORED = ("forward", "backward", "bottom_up")
+MATRIX_TREATMENTS = (*ANCHORED, "instance_forward")
 NOISE_TREATMENTS = (*MATRIX_TREATMENTS, "noise_em")
 # Those that weigh labels and nothing else.
 WEIGHING_TREATMENTS = ("none", "soft", "hard", "probability")
 
-__all__ = ["MATRIX_TREATMENTS", "NOISE_TREATMENTS", "TREATMENTS", "WEIGHING_TREATMENTS", "Judged"]
+__all__ = ["ANCHORED", "MATRIX_TREATMENTS", "NOISE_TREATMENTS", "TREATMENTS", "WEIGHING_TREATMENTS", "Judged"]

@@ -41,32 +41,55 @@ def model_of(seed: int = 0) -> NoiseTypeModel:
     return model
 
 
-def slow_likelihood(count_K: np.ndarray, confusing_K: tuple[bool, ...], num_classes: int) -> float:
+def slow_likelihood(
+    count_K: np.ndarray, confusing_K: tuple[bool, ...], num_classes: int, leave_one_out: bool = False
+) -> float:
     """Eq. 9 of one true class, for a given choice of which wrong labels are confusing."""
+    left_out = 1 if leave_one_out else 0
     chosen_K = np.array(confusing_K)
     confused = count_K[chosen_K].sum()
-    return sum(
-        m * (np.log(m / confused) if chosen else -np.log(num_classes - 1))
-        for m, chosen in zip(count_K, chosen_K, strict=True)
-    )
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return sum(
+            m * (np.log((m - left_out) / (confused - left_out)) if chosen else -np.log(num_classes - 1))
+            for m, chosen in zip(count_K, chosen_K, strict=True)
+        )
 
 
+@pytest.mark.parametrize("leave_one_out", [False, True])
 @given(st.lists(st.integers(0, 12), min_size=2, max_size=7), st.integers(0, 30))
 @settings(max_examples=150, deadline=None)
-def test_no_choice_of_confusing_labels_is_likelier_than_the_one_found(counts, more_classes):
+def test_no_choice_of_confusing_labels_is_likelier_than_the_one_found(leave_one_out, counts, more_classes):
     num_classes = len(counts) + 1 + more_classes
     observed_P = np.repeat(np.arange(1, len(counts) + 1), counts)
-    found = confusion_of_pairs(np.zeros_like(observed_P), observed_P, num_classes)
+    found = confusion_of_pairs(np.zeros_like(observed_P), observed_P, num_classes, leave_one_out=leave_one_out)
     count_K = np.array([m for m in counts if m])
-    if not len(count_K):
+    if not any(m > leave_one_out for m in counts):
         assert len(found.true_E) == 0
         return
     choices = itertools.product([False, True], repeat=len(count_K))
-    best = max(slow_likelihood(count_K, choice, num_classes) for choice in choices if any(choice))
+    likelihoods = [slow_likelihood(count_K, choice, num_classes, leave_one_out) for choice in choices if any(choice)]
     mine = tuple(label in found.observed_E for label in np.flatnonzero(counts) + 1)
-    assert slow_likelihood(count_K, mine, num_classes) == pytest.approx(best)
+    assert slow_likelihood(count_K, mine, num_classes, leave_one_out) == pytest.approx(np.nanmax(likelihoods))
     assert found.probability_E.sum() == pytest.approx(1)
-    assert len(found.observed_E) == 1 or (found.probability_E > 1 / (num_classes - 1) - 1e-9).all()  # their Lemma 1
+    least = 0 if leave_one_out else 1 / (num_classes - 1) - 1e-9
+    assert len(found.observed_E) == 1 or (found.probability_E > least).all()  # their Lemma 1
+
+
+def test_a_wrong_label_that_was_met_once_is_pointless_when_each_pair_is_judged_by_the_others():
+    """As published the likelihood is higher with it: 1 of 3 wrong labels is more than 1 of 999 classes."""
+    pairs = np.zeros(3, int), np.array([1, 1, 2])
+    assert confusion_of_pairs(*pairs, 1000).observed_E.tolist() == [1, 2]
+    assert confusion_of_pairs(*pairs, 1000, leave_one_out=True).observed_E.tolist() == [1]
+
+
+@pytest.mark.parametrize("leave_one_out", [False, True])
+def test_a_pair_of_weight_three_counts_as_three_pairs(leave_one_out):
+    true_P, observed_P = random_pairs(2, pairs=200)
+    weight_P = np.random.default_rng(0).integers(0, 4, 200)
+    found = confusion_of_pairs(true_P, observed_P, CLASSES, weight_P, leave_one_out=leave_one_out)
+    repeated = np.repeat(true_P, weight_P), np.repeat(observed_P, weight_P)
+    expected = confusion_of_pairs(*repeated, CLASSES, leave_one_out=leave_one_out)
+    np.testing.assert_allclose(found.dense(), expected.dense(), rtol=1e-12)
 
 
 def test_each_true_class_is_solved_alone_rows_sum_to_one_and_the_diagonal_is_empty():
@@ -148,6 +171,26 @@ def test_the_gradient_of_an_em_step_is_that_of_the_observed_labels_likelihood():
                 posterior = model.posterior(moved[0].log_softmax(1), moved[1].log_softmax(1), observed_B)
                 values.append(-posterior.log_observed_B.sum().item())
             assert logit.grad[place].item() == pytest.approx((values[0] - values[1]) / (2 * step), abs=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_posteriors_held_to_a_share_of_right_labels_have_it_on_average_and_keep_their_order(share):
+    model = model_of()
+    logit_BC, logit_BZ, observed_B = predictions(6, images=30)
+    known_B = torch.where(torch.arange(30) % 5 == 0, torch.tensor(WRONG_UNNAMED), torch.tensor(UNSEEN))
+    known_B[3] = 2
+    given = logit_BC.log_softmax(1), logit_BZ.log_softmax(1), observed_B, known_B
+    free, held = model.posterior(*given), model.posterior(*given, share)
+    unseen_B = known_B == UNSEEN
+    assert held.type_BZ[unseen_B, NOISE_FREE].mean().item() == pytest.approx(share, abs=1e-4)
+    # The nearest distributions are those whose odds of noise-free all changed by one factor, and nothing else.
+    odds_B2 = torch.stack([p.type_BZ[unseen_B, NOISE_FREE] / p.type_BZ[unseen_B, 1:].sum(1) for p in (free, held)], 1)
+    factor_B = odds_B2[:, 1] / odds_B2[:, 0]
+    torch.testing.assert_close(factor_B, factor_B.mean().expand_as(factor_B))
+    for kind in ("true_BC", "type_BZ"):
+        torch.testing.assert_close(getattr(held, kind).sum(1), torch.ones(30, dtype=torch.float64))
+        torch.testing.assert_close(getattr(held, kind)[~unseen_B], getattr(free, kind)[~unseen_B])
+    torch.testing.assert_close(held.log_observed_B, free.log_observed_B)
 
 
 def test_extreme_predictions_give_finite_posteriors():

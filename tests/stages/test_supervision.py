@@ -5,6 +5,7 @@ import pytest
 from cleanscale.errors import ConfigError
 from cleanscale.maths.noise_types import WRONG_UNNAMED, confusion_of_pairs
 from cleanscale.schema import UNSEEN
+from cleanscale.stages import noise_pairs
 from cleanscale.stages.settings import TreatmentSettings
 from cleanscale.stages.supervision import (
     AS_LABELLED,
@@ -14,18 +15,18 @@ from cleanscale.stages.supervision import (
     check,
     read_noise,
     verified_pairs,
-    write_confusion,
 )
 from cleanscale.storage.arrays import write_array
 from cleanscale.storage.manifests import open_stage
+from cleanscale.storage.tables import write_table
 
 
 @pytest.fixture
 def noise_folder(tmp_path):
-    """A noise model of noise_em: rows 1 and 4 verified, 5 wrong without a name; verified rows are seen 3 times."""
+    """A noise model of noise_em: rows 1 and 4 verified, 5 wrong without a name; all three are seen 3 times."""
     stage = open_stage(str(tmp_path / "supervision"), "supervision", {}, {})
     write_array(stage.path(KNOWN), np.array([-1, 2, -1, -1, 0, WRONG_UNNAMED], np.int32))
-    write_confusion(stage.path(CONFUSION), confusion_of_pairs(np.array([2, 0]), np.array([1, 0]), 3))
+    write_table(stage.path(CONFUSION), noise_pairs.to_table(confusion_of_pairs(np.array([2, 0]), np.array([1, 0]), 3)))
     stage.finish(notes={"treatment": "noise_em", "num_classes": 3, "repeats": 3})
     return stage.uri
 
@@ -34,11 +35,11 @@ def test_verified_images_are_seen_as_often_as_the_model_says_and_alone_in_pretra
     taught = Supervision(noise=noise_folder).read()
     rows, counts = np.unique(taught.rows(np.arange(6)), return_counts=True)
     assert rows.tolist() == [0, 1, 2, 3, 4, 5]
-    assert counts.tolist() == [1, 3, 1, 1, 3, 1]
+    assert counts.tolist() == [1, 3, 1, 1, 3, 3]
     part, counts = np.unique(taught.rows(np.array([0, 4])), return_counts=True)  # of one worker's rows
     assert (part.tolist(), counts.tolist()) == ([0, 4], [1, 3])
     alone = Supervision(noise=noise_folder, verified_only=True).read()
-    assert alone.rows(np.arange(6)).tolist() == [1, 4]
+    assert alone.rows(np.arange(6)).tolist() == [1, 4, 5]
 
 
 def test_pretraining_is_another_stage_than_training():
