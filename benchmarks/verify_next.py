@@ -76,7 +76,7 @@ def collected(runs: str, which: str) -> Collection:
 
 
 def superclasses(folder: str, runs: str) -> dict[int, int]:
-    """Those of the data set's dataset.json (CIFAR-100); elsewhere groups of class embeddings, some five in each."""
+    """Those of the data set's dataset.json (CIFAR-100); elsewhere groups of alike embeddings, five classes each."""
     described = Path(tomllib.loads(Path(runs, "settings.toml").read_text())["data"]["train"]).with_name("dataset.json")
     if described.exists():
         return dict(enumerate(json.loads(described.read_text())["fine_to_coarse"]))

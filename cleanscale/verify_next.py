@@ -6,7 +6,7 @@ From a finished run, with or without verification labels. All classes come to eq
 uncertain images are likelier to be asked. Nobody is asked about an image twice. Fill in `verified` (1 the label is
 right, 0 it is wrong; `verified_label`, if you know it: what it is instead), put the file into one folder with the
 tables you have, and run the training again with --data.verification FOLDER. What is left empty counts as not verified.
-A third of the budget first, then a training, then the rest finds more than all of it at once.
+Rather in steps: a third of the budget, a training, which learns what is uncertain, and the rest.
 """
 
 from __future__ import annotations
