@@ -46,7 +46,7 @@ from cleanscale.maths.keyed_random import folds_of_rows
 from cleanscale.maths.noise_types import CONFUSING, NUM_TYPES, NoiseTypeModel, confusion_of_pairs
 from cleanscale.reporting.progress import Progress
 from cleanscale.schema import UNSEEN
-from cleanscale.stages import classifier
+from cleanscale.stages import classifier, head_classifier
 from cleanscale.stages.place import Place
 from cleanscale.stages.supervision import AS_LABELLED, Supervision, verified_pairs
 from cleanscale.storage.arrays import write_array
@@ -111,8 +111,9 @@ def train_plain(settings: Settings, place: Place, inputs: Inputs, last: Round, r
         return Trained(made, made, None)
     if seen == "clean":
         certain = max(1, int((known_classes(inputs) >= 0).sum()))
-        epochs = settings.heads.dense().epochs * round(last.features.num_images / certain)
-        settings = settings.model_copy(update={"heads": settings.heads.model_copy(update={"epochs": epochs})})
+        each = head_classifier.head_settings(settings.heads, settings.classifier).dense().epochs
+        epochs = {"epochs": each * round(last.features.num_images / certain)}
+        settings = settings.model_copy(update={"classifier": settings.classifier.model_copy(update=epochs)})
     return classifiers.train_head(
         settings,
         place,
@@ -160,7 +161,7 @@ def beliefs(inputs: Inputs, place: Place) -> dict[str, Any]:
     return found
 
 
-def ceiling(settings: Settings, place: Place, inputs: Inputs, last: Round) -> dict[str, Any]:
+def ceiling(settings: Settings, inputs: Inputs, last: Round) -> dict[str, Any]:
     """How well the posterior could tell noise types on the features of round 0: with heads of the true labels that have
     not seen the image, the true confusion matrix, and the true shares of the types in place of p(type | image)."""
     features = last.features.read_all(list(last.features.shards))
@@ -250,7 +251,7 @@ def run_seed(settings: Settings, shared: Place, rows: list[str], lines: Lines) -
                 more["beliefs"] = beliefs(inputs, place)
                 if settings.data.train == EMBEDDED:
                     more["noise_types"] = recovery(settings, Path(settings.run_uri))
-                    more["ceiling"] = ceiling(settings, place, inputs, last)
+                    more["ceiling"] = ceiling(settings, inputs, last)
             lines.add(seed, row, found.correct(1), more)
 
 

@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import roc_auc_score
 
 from cleanscale.maths.loss_correction import transition_matrix
-from cleanscale.maths.noise_types import NUM_TYPES, WRONG_UNNAMED, NoiseTypeModel, confusion_of_pairs
+from cleanscale.maths.noise_types import NUM_TYPES, WRONG_UNNAMED, confusion_of_pairs
 from cleanscale.models.heads import Head
 from cleanscale.models.noise_models import WithNoiseLayer, WithNoiseTypes
 from cleanscale.schema import UNSEEN
@@ -112,35 +111,3 @@ def test_the_noise_layer_starts_at_the_matrix_that_it_is_given():
     output_BX = layer(torch.randn(2, 4))
     expected_BC = output_BX[:, :3].softmax(1) @ torch.from_numpy(matrix_CC).float()
     torch.testing.assert_close(output_BX[:, 3:].exp(), expected_BC)
-
-
-def belief(noise_free: float | None) -> tuple[float, float, float]:
-    """(mean p(noise-free), AUROC of wrong labels under the posterior, share of right labels) where heads wide enough
-    to remember every image learn from noisy labels alone, with the matrix known."""
-    feature_ND, true_N, observed_N = blobs(800)
-    noise = noise_of("noise_em", true_N, observed_N, observed_N)._replace(noise_free=noise_free)
-    settings = SETTINGS.model_copy(update={"hidden_width": 64, "epochs": 40, "learning_rate": 0.01})
-
-    def wrap(head: Head) -> WithNoiseTypes:
-        types = Head(WIDTH, NUM_TYPES, 64)
-        types.mean_D, types.scale_D = head.mean_D.clone(), head.scale_D.clone()
-        return WithNoiseTypes(head, types, CLASSES)
-
-    target_N2 = np.stack([observed_N, np.full(800, UNSEEN)], axis=1)
-    model = fit_noisy_head(feature_ND, target_N2, CLASSES, settings, wrap=wrap, loss=noise_loss(noise, "cpu"), seed=0)
-    assert noise.confusion is not None
-    with torch.inference_mode():
-        output_NX = model(torch.from_numpy(feature_ND))
-        log_true_NC, log_type_NZ = (x.log_softmax(1) for x in (output_NX[:, :CLASSES], output_NX[:, CLASSES:]))
-        posterior = NoiseTypeModel(noise.confusion).posterior(log_true_NC, log_type_NZ, torch.from_numpy(observed_N))
-    right_N = true_N == observed_N
-    free_N = posterior.type_BZ[:, 0].numpy()
-    return float(log_type_NZ.exp()[:, 0].mean()), float(roc_auc_score(right_N, free_N)), float(right_N.mean())
-
-
-def test_networks_that_remember_noisy_labels_call_them_noise_free_unless_held_to_the_share_of_right_ones():
-    believed, found, share = belief(None)
-    held, found_held, _ = belief(share)
-    assert believed > share + 0.1
-    assert abs(held - share) < (believed - share) / 2
-    assert found_held > found
