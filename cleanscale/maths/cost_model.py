@@ -308,7 +308,8 @@ def shards(work: Workload) -> int:
 
 def memory(work: Workload, cluster: Cluster) -> dict[str, float]:
     """Bytes: what one node holds at most, by holder; `driver` is on one node only."""
-    at_once = min(cluster.cores, shards(work))
+    # A task that waits for the class index gives its core back, and another begins beside it.
+    at_once = min(cluster.cores * (2 if work.sharded else 1), shards(work))
     values = head_values(work)
     head = 12 * values / (cluster.nodes if work.sharded else 1)  # weights, optimiser, gradients or the start's sums
     of_classes = 4.0 * work.classes * (work.width + 24)  # prototypes and statistics
@@ -316,9 +317,10 @@ def memory(work: Workload, cluster: Cluster) -> dict[str, float]:
     predictor = 4.0 * work.classes * work.backbone_width if work.on_images else 0.0
     return {
         "processes": 1.2e9 + 0.25e9 * cluster.cores,
-        "tasks": at_once * 6.0 * min(work.shard_bytes, 2 * work.width * work.images),
+        # Some twenty copies of a shard's features: measured with 2e7 images of 1e6 classes (12.3 GB in all).
+        "tasks": at_once * 20.0 * min(work.shard_bytes, 2 * work.width * work.images),
         "object store": max(predictor, scorers + of_classes, 4.0 * work.classes * work.embedding + of_classes),
-        "class index": 5.0 * work.classes * max(work.width, work.embedding) / cluster.nodes,
+        "class index": 10.0 * work.classes * max(work.width, work.embedding) / cluster.nodes,
         "head worker": head + 2.0 * 64 * 1024 * work.width * 4,
         "driver": 0.6e9 + 12.0 * work.images + 60.0 * work.classes,
     }
