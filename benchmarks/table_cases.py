@@ -33,6 +33,8 @@ from cleanscale.stages.place import Place
 from cleanscale.stages.supervision import AS_LABELLED, Supervision
 from cleanscale.storage import uris
 from cleanscale.storage.arrays import write_array
+from cleanscale.storage.tables import read_table
+from cleanscale.treatments import TREATMENTS, WEIGHING_TREATMENTS, Judged
 
 # References that no user has: labels that are right alone (every image verified), and the true label of every image.
 EVERY, TRUE = "every_image_verified", "true_labels"
@@ -175,7 +177,7 @@ def detect(base: Base, case: Case, place: Place, folder: Path) -> Round:
 def correct(base: Base, case: Case, place: Place, judged: Round | None, treatment: str) -> np.ndarray:
     """bool [T]: which test images a head gets right that was trained under this treatment."""
     place = replace(place, uri=place.path("work", treatment))
-    if treatment in (EVERY, TRUE, RIGHT_ONLY, "none"):
+    if treatment in (EVERY, TRUE, RIGHT_ONLY, *WEIGHING_TREATMENTS):
         made = judging.stage(
             place.path("classifier"),
             head_classifier.run,
@@ -183,7 +185,7 @@ def correct(base: Base, case: Case, place: Place, judged: Round | None, treatmen
             base.features,
             base.inputs.train.num_classes,
             head_classifier.head_settings(base.settings.heads, base.settings.classifier),
-            supervision=AS_LABELLED if treatment == "none" else reference(base, case, place, treatment),
+            supervision=supervised(base, case, place, judged, treatment),
             backbone=None,
         )
         trained = Trained(made, None, base.features.projection)
@@ -195,6 +197,23 @@ def correct(base: Base, case: Case, place: Place, judged: Round | None, treatmen
         trained = classifiers.train_classifier(settings, place, inputs, ON_FEATURES, judged)
     found = predictions.run(place, place.path("test_predictions"), base.test, trained.made, trained.projection)
     return found.correct(1)
+
+
+def supervised(base: Base, case: Case, place: Place, judged: Round | None, name: str) -> Supervision:
+    """What a head is given under a reference, or under a treatment that weighs labels."""
+    if name == "none":
+        return AS_LABELLED
+    if name not in WEIGHING_TREATMENTS:
+        return reference(base, case, place, name)
+    assert judged is not None, f"{name} follows from a judgement"
+    table = pa.concat_tables(
+        [read_table(uris.join(judged.relevance[0], f"{s.name}.parquet")) for s in base.features.shards]
+    )
+    columns = (table[n].to_numpy() for n in ("relevance", "probability_correct", "mislabeled", "verified"))
+    weight_R = np.zeros(len(base.label_R), np.float32)
+    weight_R[table["row"].to_numpy()] = TREATMENTS[name](Judged(*columns))
+    write_array(place.path("weights.npy"), weight_R)
+    return Supervision.of_weights((place.path("weights.npy"), name))
 
 
 def reference(base: Base, case: Case, place: Place, name: str) -> Supervision:

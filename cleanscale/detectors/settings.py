@@ -17,6 +17,6 @@ class EvidenceSettings(BaseModel):
     )
     candidates: int = Field(32, ge=1, description="Above that: the nearest classes that each image is compared with.")
     recall: float = Field(
-        0.7, gt=0, le=1, description="Share of the ten nearest classes that the search for candidates is to find."
+        0.45, gt=0, le=1, description="Share of the ten nearest classes that the search for candidates is to find."
     )
     tail: int = Field(256, ge=1, description="Above that: sampled classes that stand for all the others.")
