@@ -81,9 +81,7 @@ def rows_of(table: str, data: DataSet, base: Base, seeds: list[int]) -> Iterator
     elif table == "budgets":
         for share in BUDGETS:
             classes, labels = spread(share * base.features.num_images, count, data.per_class)
-            yield row(
-                f"{share:.1%}: {classes} x {labels}", first(classes), labels, treatments=BEST
-            )
+            yield row(f"{share:.1%}: {classes} x {labels}", first(classes), labels, treatments=BEST)
     yield Row("reference", tuple(Case(f"reference-{s}", s, treatments=("none", EVERY, TRUE)) for s in seeds))
 
 

@@ -19,6 +19,7 @@ from cleanscale.stages.supervision import (
 from cleanscale.storage.arrays import write_array
 from cleanscale.storage.manifests import open_stage
 from cleanscale.storage.tables import write_table
+from cleanscale.training.head_settings import HeadSettings
 
 
 @pytest.fixture
@@ -85,7 +86,14 @@ def test_a_right_label_is_a_pair_and_a_wrong_one_only_if_it_is_named():
 @pytest.mark.parametrize("name", ["forward", "instance_forward", "backward", "bottom_up"])
 def test_more_classes_than_a_matrix_may_have_are_refused_with_a_way_out(name):
     settings = TreatmentSettings(name=name)
-    check(settings, settings.matrix_classes)
+    check(settings, HeadSettings(), settings.matrix_classes)
     with pytest.raises(ConfigError, match=r"4097 classes.*at most 4096.*noise_em"):
-        check(settings, 4097)
-    check(TreatmentSettings(name="noise_em"), 10_000_000)
+        check(settings, HeadSettings(), 4097)
+    whole = HeadSettings(sharded="off")
+    check(TreatmentSettings(name="noise_em"), whole, 10_000_000)
+
+
+def test_a_model_of_the_noise_is_refused_where_heads_are_sharded_and_weights_are_not():
+    with pytest.raises(ConfigError, match=r"heads of 100000 classes are sharded.*probability"):
+        check(TreatmentSettings(name="noise_em"), HeadSettings(), 100_000)
+    check(TreatmentSettings(name="probability"), HeadSettings(), 100_000)
