@@ -26,14 +26,14 @@ from cleanscale.engine.here import Here, in_this_process
 from cleanscale.engine.session import session
 from cleanscale.judging import Made
 from cleanscale.reporting.progress import Progress
-from cleanscale.stages import evaluate, head_classifier, predictions
+from cleanscale.stages import evaluate, predictions
 from cleanscale.stages.feature_shards import FeatureShards
 from cleanscale.stages.ingest import Ingested
+from cleanscale.stages.judged_shard import read_parts
 from cleanscale.stages.place import Place
 from cleanscale.stages.supervision import AS_LABELLED, Supervision
 from cleanscale.storage import uris
 from cleanscale.storage.arrays import write_array
-from cleanscale.storage.tables import read_table
 from cleanscale.treatments import TREATMENTS, WEIGHING_TREATMENTS, Judged
 
 # References that no user has: labels that are right alone (every image verified), and the true label of every image.
@@ -165,11 +165,6 @@ def detect(base: Base, case: Case, place: Place, folder: Path) -> Round:
         wrong=known.wrong_N,
         held_out=known.held_out_N,
         **{f"called.{name}": called_N for name, called_N in known.mislabeled.items()},
-        **{
-            f"probability.{name}": p_N.astype(np.float16)
-            for name, p_N in known.probability.items()
-            if name == "transfer"
-        },
     )
     return Round(base.classifier, base.features, made, seen)
 
@@ -178,17 +173,8 @@ def correct(base: Base, case: Case, place: Place, judged: Round | None, treatmen
     """bool [T]: which test images a head gets right that was trained under this treatment."""
     place = replace(place, uri=place.path("work", treatment))
     if treatment in (EVERY, TRUE, RIGHT_ONLY, *WEIGHING_TREATMENTS):
-        made = judging.stage(
-            place.path("classifier"),
-            head_classifier.run,
-            place,
-            base.features,
-            base.inputs.train.num_classes,
-            head_classifier.head_settings(base.settings.heads, base.settings.classifier),
-            supervision=supervised(base, case, place, judged, treatment),
-            backbone=None,
-        )
-        trained = Trained(made, None, base.features.projection)
+        given = supervised(base, case, place, judged, treatment)
+        trained = classifiers.train_head(base.settings, place, base.inputs, ON_FEATURES, base.features, None, given)
     else:
         assert judged is not None, f"{treatment} follows from a judgement"
         chosen = base.settings.treatment.model_copy(update={"name": treatment})
@@ -206,9 +192,7 @@ def supervised(base: Base, case: Case, place: Place, judged: Round | None, name:
     if name not in WEIGHING_TREATMENTS:
         return reference(base, case, place, name)
     assert judged is not None, f"{name} follows from a judgement"
-    table = pa.concat_tables(
-        [read_table(uris.join(judged.relevance[0], f"{s.name}.parquet")) for s in base.features.shards]
-    )
+    table = read_parts(judged.relevance[0], base.features.shards)
     columns = (table[n].to_numpy() for n in ("relevance", "probability_correct", "mislabeled", "verified"))
     weight_R = np.zeros(len(base.label_R), np.float32)
     weight_R[table["row"].to_numpy()] = TREATMENTS[name](Judged(*columns))

@@ -41,12 +41,12 @@ from cleanscale.config import Settings, load
 from cleanscale.datasets.glyphs import EMBEDDED, glyph_labels
 from cleanscale.engine.here import Here, in_this_process
 from cleanscale.engine.session import session
+from cleanscale.maths.evidence import OutOfFold
 from cleanscale.maths.intervals import measured_accuracy, paired_accuracy
-from cleanscale.maths.keyed_random import folds_of_rows
 from cleanscale.maths.noise_types import CONFUSING, NUM_TYPES, NoiseTypeModel, confusion_of_pairs
 from cleanscale.reporting.progress import Progress
 from cleanscale.schema import UNSEEN
-from cleanscale.stages import classifier, head_classifier
+from cleanscale.stages import head_classifier
 from cleanscale.stages.place import Place
 from cleanscale.stages.supervision import AS_LABELLED, Supervision, verified_pairs
 from cleanscale.storage.arrays import write_array
@@ -95,20 +95,8 @@ def train_plain(settings: Settings, place: Place, inputs: Inputs, last: Round, r
     name = f"row_{row}"
     if not classifiers.on_features(settings, inputs, 1):
         start = last.classifier.made if pretrained else None
-        made = classifiers.stage(
-            place.round_path(1, name),
-            classifier.run,
-            place,
-            inputs.train,
-            settings.backbone,
-            settings.augmentation,
-            settings.classifier,
-            round_number=1 if pretrained else 0,
-            supervision=given,
-            start=start,
-            name=name,
-        )
-        return Trained(made, made, None)
+        number = 1 if pretrained else 0
+        return classifiers.train_on_images(settings, place, inputs.train, number, given, start=start, name=name)
     if seen == "clean":
         certain = max(1, int((known_classes(inputs) >= 0).sum()))
         each = head_classifier.head_settings(settings.heads, settings.classifier).dense().epochs
@@ -173,10 +161,7 @@ def ceiling(settings: Settings, inputs: Inputs, last: Round) -> dict[str, Any]:
     heads = fit_out_of_fold_heads(
         features.feature_ND, true_N, None, row_N, train.num_classes, settings.heads, seed=seed, folds=folds
     )
-    log_true_NC = np.empty((len(row_N), train.num_classes), np.float32)
-    for fold, head in enumerate(heads):
-        own_N = folds_of_rows(seed, row_N, folds) == fold
-        log_true_NC[own_N] = head.frozen().log_probability(features.feature_ND[own_N])
+    log_true_NC = OutOfFold([head.frozen() for head in heads], seed).log_probability(features.feature_ND, row_N)
     confused_N = kind_N == CONFUSING
     confusion = confusion_of_pairs(true_N[confused_N], label_N[confused_N], train.num_classes)
     log_type_Z = torch.from_numpy(np.bincount(kind_N, minlength=NUM_TYPES) / len(kind_N)).clamp_min(1e-6).log().float()

@@ -182,18 +182,33 @@ def train_with(
     if last is not None and on_features(settings, inputs, number):
         backbone = last.classifier.backbone
         return train_head(settings, place, inputs, number, last.features, backbone, given, start=start, name=name)
+    start = start or (last.classifier.made if last else None)
+    return train_on_images(settings, place, inputs.train, number, given, start=start, name=name)
+
+
+def train_on_images(
+    settings: Settings,
+    place: Place,
+    data: Ingested,
+    number: int,
+    given: Supervision,
+    *,
+    start: Made | None,
+    name: str,
+) -> Trained:
+    """A classifier whose backbone trains too; round 0's settings where `number` is 0, else those of fine-tuning."""
     made = stage(
         place.round_path(number, name),
         classifier.run,
         place,
-        inputs.train,
+        data,
         settings.backbone,
         settings.augmentation,
         settings.classifier,
         settings.heads,
         round_number=number,
         supervision=given,
-        start=start or (last.classifier.made if last else None),
+        start=start,
         name=name,
     )
     return Trained(made, made, None)
@@ -250,20 +265,7 @@ def fine_tune_on_clean(settings: Settings, place: Place, inputs: Inputs, final: 
         return train_head(
             settings, place, inputs, number, shards, final.backbone, AS_LABELLED, start=final.made, name=name
         )
-    made = stage(
-        place.round_path(number, name),
-        classifier.run,
-        place,
-        inputs.clean,
-        settings.backbone,
-        settings.augmentation,
-        settings.classifier,
-        settings.heads,
-        round_number=number,
-        start=final.made,
-        name=name,
-    )
-    return Trained(made, made, None)
+    return train_on_images(settings, place, inputs.clean, number, AS_LABELLED, start=final.made, name=name)
 
 
 def predict_test(

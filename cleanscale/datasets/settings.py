@@ -44,3 +44,8 @@ class DataSettings(BaseModel):
         le=4096,
         description="Shorter side in pixels of copies kept in the run folder for training; none reads the originals.",
     )
+
+    def found_at(self, places: dict[str, str | None]) -> DataSettings:
+        """The same for a data set that was made; a verification table that the user names wins over its own."""
+        own = {} if self.verification is None else {"verification": self.verification}
+        return self.model_copy(update=places | own)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import os
 import threading
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Self
 
 
-class Sampler:
+class Sampler(abc.ABC):
     """Calls `look` now and then while a `with` lasts, in a thread of its own."""
 
     def __init__(self, interval_s: float) -> None:
@@ -17,8 +18,8 @@ class Sampler:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
 
-    def look(self) -> None:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def look(self) -> None: ...
 
     def __enter__(self) -> Self:
         self._thread.start()

@@ -173,13 +173,7 @@ def train_loop(worker: Worker, job: Job) -> None:
             yield as_batch(block, label_R, taught)
 
     start = worker.checkpoint()
-    head = None
-    if job.spread is not None:
-        done = start["next_epoch"] if start else 0
-        rows = uris.join(job.start, head_files.HEAD) if job.start else None
-        head = SpreadHead(
-            worker, classifier.head, data.num_classes, job.spread, seed=job.seed, epochs_done=done, start=rows
-        )
+    head = spread_head(worker, classifier, job, start["next_epoch"] if start else 0)
     history: list[dict[str, float]] = start["history"] if start else []
 
     def on_epoch(epoch: int, metrics: dict[str, float], state: Callable[[], dict[str, Any]]) -> None:
@@ -210,6 +204,15 @@ def train_loop(worker: Worker, job: Job) -> None:
         if isinstance(model, WithNoiseTypes) and isinstance(model.noise_types, Classifier):
             types = classifier_to_bytes(model.noise_types, job.backbone)
             uris.write_bytes(uris.join(worker.uri, NOISE_TYPES, MODEL), types)
+
+
+def spread_head(worker: Worker, classifier: Classifier, job: Job, epochs_done: int) -> SpreadHead | None:
+    """The rows that the workers own; None where each has the whole head."""
+    if job.spread is None:
+        return None
+    rows = uris.join(job.start, head_files.HEAD) if job.start else None
+    classes = job.data.num_classes
+    return SpreadHead(worker, classifier.head, classes, job.spread, seed=job.seed, epochs_done=epochs_done, start=rows)
 
 
 def network(classifier: Classifier, taught: Taught, job: Job) -> nn.Module:

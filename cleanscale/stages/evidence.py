@@ -134,10 +134,14 @@ def each_missing(
     """
     there = {file.path for file in uris.list_files(uris.join(job.folder, kind), missing_is_error=False)}
     missing = [item for item in items if file_of(kind, item) not in there]
-    heard(sum(item.rows for item in items if isinstance(item, Shard) and item not in missing))
+    heard(images_of(items) - images_of(missing))
     for position, _ in map_shards(function, missing, job, *shared):
-        if isinstance(missing[position], Shard):
-            heard(missing[position].rows)
+        heard(images_of([missing[position]]))
+
+
+def images_of(items: Sequence[Any]) -> int:
+    """Of shards; ranges of classes count none: their pass looks at sums."""
+    return sum(item.rows for item in items if isinstance(item, Shard))
 
 
 def file_of(kind: str, item: Shard | list[Shard]) -> str:

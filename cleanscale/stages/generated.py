@@ -47,8 +47,7 @@ def run(place: Place, folder: str, settings: GeneratedSettings, data: DataSettin
                 step.advance(rows)
             write_table(stage.path("verification.parquet"), generated_verification(settings, place.seed))
         stage.finish([{"file": f"{f.split}/{f.name}", "rows": f.stop - f.start} for f in files])
-    own = {} if data.verification is None else {"verification": data.verification}  # the user's table wins
-    return data.model_copy(update=places(folder, settings) | own)
+    return data.found_at(places(folder, settings))
 
 
 def places(folder: str, settings: GeneratedSettings) -> dict[str, str | None]:

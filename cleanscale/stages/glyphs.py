@@ -51,8 +51,7 @@ def run(place: Place, folder: str, settings: GlyphsSettings, data: DataSettings)
             checked = (scene_verification if several else glyph_verification)(settings, place.seed)
             write_table(stage.path("verification.parquet"), named(settings, checked, "label", "verified_label"))
         stage.finish([{"file": f"{f.split}/{f.name}", "rows": f.stop - f.start} for f in files])
-    own = {} if data.verification is None else {"verification": data.verification}  # the user's table wins
-    return data.model_copy(update=places(folder, settings) | own)
+    return data.found_at(places(folder, settings))
 
 
 def places(folder: str, settings: GlyphsSettings) -> dict[str, str | None]:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -168,6 +168,11 @@ def crossfitted_cosines(cleannet: str, row_N: np.ndarray) -> np.ndarray:
     """Cosines of verified images by CleanNets that saw no verification label of their class."""
     fitted_row, cosine_V = cleannet_stage.cross_fitted(cleannet)
     return cosine_V[np.searchsorted(fitted_row, row_N)] if len(row_N) else np.empty(0, np.float32)
+
+
+def read_parts(folder: str, shards: Sequence[Shard], columns: Sequence[str] | None = None) -> pa.Table:
+    """The tables of some shards in a stage's folder, one behind the other."""
+    return pa.concat_tables([read_table(uris.join(folder, f"{shard.name}.parquet"), columns) for shard in shards])
 
 
 def places(row_M: np.ndarray, row_N: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from cleanscale.engine.tasks import map_shards
-from cleanscale.maths.keyed_random import folds_of_rows
+from cleanscale.maths.evidence import OutOfFold
 from cleanscale.maths.loss_correction import (
     anchor_row,
     anchors_of_class,
@@ -20,13 +20,10 @@ from cleanscale.maths.loss_correction import (
     rows_of_joint,
     transition_matrix,
 )
-from cleanscale.models.heads import FrozenHead
-from cleanscale.stages.evidence_heads import row_fold_heads
+from cleanscale.stages.evidence_heads import heads_of
 from cleanscale.stages.feature_shards import Features, FeatureShards
-from cleanscale.stages.judged_shard import places
-from cleanscale.storage import uris
+from cleanscale.stages.judged_shard import places, read_parts
 from cleanscale.storage.shards import Shard
-from cleanscale.storage.tables import read_table
 
 BLOCK_IMAGES = 4096
 
@@ -55,13 +52,13 @@ def anchors_of_range(shards: list[Shard], job: Job) -> tuple[np.ndarray, np.ndar
     """(classes that occur, their rows of the anchors' estimate, their images) of one range of classes."""
     features = job.features.read_all(shards)
     class_M, images_M = np.unique(features.label_N, return_counts=True)
-    heads = row_fold_heads(job.evidence, job.row_folds)
+    heads = heads_of(job.evidence, job.row_folds, job.seed)
     anchor_MC = np.empty((len(class_M), job.num_classes))
     for place, label in enumerate(class_M):
         own = features.take(features.label_N == label)
         blocks = np.array_split(np.arange(len(own)), -(-len(own) // BLOCK_IMAGES))
-        own_N = np.concatenate([unseen_log_probability(heads, own, at, job.seed)[:, label] for at in blocks])
-        anchor_MC[place] = anchor_row(unseen_log_probability(heads, own, anchors_of_class(own_N), job.seed))
+        own_N = np.concatenate([log_probability(heads, own, at)[:, label] for at in blocks])
+        anchor_MC[place] = anchor_row(log_probability(heads, own, anchors_of_class(own_N)))
     return class_M, anchor_MC, images_M
 
 
@@ -95,26 +92,21 @@ class JudgedRange:
 def judged_range(shards: list[Shard], job: Job, noise_CC: np.ndarray | None) -> JudgedRange:
     features = job.features.read_all(shards)
     names = ["row", "probability_correct"]
-    judged = pa.concat_tables([read_table(uris.join(job.relevance, f"{s.name}.parquet"), names) for s in shards])
+    judged = read_parts(job.relevance, shards, names)
     judged = judged.take(pa.array(places(judged["row"].to_numpy(), features.row_N)))
     probability_N = judged["probability_correct"].to_numpy().astype(np.float64)
-    heads = row_fold_heads(job.evidence, job.row_folds)
+    heads = heads_of(job.evidence, job.row_folds, job.seed)
     class_M = np.unique(features.label_N)
     joint_CM, log_odds_N = np.zeros((job.num_classes, len(class_M))), np.zeros(len(features), np.float32)
     for place, label in enumerate(class_M.tolist()):
         own_N = np.flatnonzero(features.label_N == label)
         log_odds_N[own_N] = log_odds_in_class(probability_N[own_N])
         for at in np.array_split(own_N, -(-len(own_N) // BLOCK_IMAGES)):
-            log_probability_NC = unseen_log_probability(heads, features, at, job.seed)
             noise_C = None if noise_CC is None else noise_CC[:, label]
-            joint_CM[:, place] += judged_column(probability_N[at], log_probability_NC, label, noise_C)
+            joint_CM[:, place] += judged_column(probability_N[at], log_probability(heads, features, at), label, noise_C)
     return JudgedRange(class_M, joint_CM, features.row_N, log_odds_N)
 
 
-def unseen_log_probability(heads: list[FrozenHead], features: Features, at_N: np.ndarray, seed: int) -> np.ndarray:
-    """float32 [N, C] for the images at these places, each by the head that has not seen it."""
-    fold_N = folds_of_rows(seed, features.row_N[at_N], len(heads))
-    log_probability_NC = np.empty((len(at_N), len(heads[0].bias_C)), np.float32)
-    for fold, head in enumerate(heads):
-        log_probability_NC[fold_N == fold] = head.log_probability(features.feature_ND[at_N[fold_N == fold]])
-    return log_probability_NC
+def log_probability(heads: OutOfFold, features: Features, at_N: np.ndarray) -> np.ndarray:
+    """float32 [N, C] for the images at these places."""
+    return heads.log_probability(features.feature_ND[at_N], features.row_N[at_N])

@@ -104,11 +104,9 @@ class Taught:
 
     @cached_property
     def odds_R(self) -> np.ndarray | None:
-        return read_array(uris.join(self.of.noise, ODDS)) if self.of.noise and self.by_image else None
-
-    @property
-    def by_image(self) -> bool:
-        return self.noise is not None and self.noise.treatment == "instance_forward"
+        """Of a treatment in which the noise depends on the image."""
+        by_image = self.noise is not None and self.noise.treatment == "instance_forward"
+        return read_array(uris.join(str(self.of.noise), ODDS)) if by_image else None
 
     @cached_property
     def labels(self) -> LabelLists | None:

@@ -23,6 +23,7 @@ from cleanscale.maths.verification_plan import images_by_class, labels_by_class
 from cleanscale.schema import UNSEEN
 from cleanscale.stages.feature_shards import FeatureShards
 from cleanscale.stages.ingest import Ingested, part_name
+from cleanscale.stages.judged_shard import read_parts
 from cleanscale.stages.overview import names_of
 from cleanscale.storage import uris
 from cleanscale.storage.shards import Shard
@@ -63,7 +64,7 @@ def count_classes(ranges: Sequence[list[Shard]], relevance: str) -> pa.Table:
 
 
 def count_range(shards: list[Shard], relevance: str) -> pa.Table:
-    table = read_range(relevance, shards, ["label", "verified"])
+    table = read_parts(relevance, shards, ["label", "verified"])
     label_C, class_N = np.unique(table["label"].to_numpy(), return_inverse=True)
     seen_N = table["verified"].to_numpy() != UNSEEN
     counts = (label_C, *(np.bincount(class_N[of], minlength=len(label_C)) for of in (seen_N, ~seen_N)))
@@ -82,7 +83,7 @@ def choose_images(
 
 def choose_in_range(item: tuple[list[Shard], np.ndarray, np.ndarray], relevance: str, seed: int) -> pa.Table:
     shards, label_C, asked_C = item
-    table = read_range(relevance, shards, [*CHOSEN, "verified"])
+    table = read_parts(relevance, shards, [*CHOSEN, "verified"])
     table = table.filter(pc.equal(table["verified"], UNSEEN)).select(CHOSEN)
     table = table.sort_by(IN_ORDER)  # however a huge class was cut into parts
     probability_N = table["probability_correct"].to_numpy()
@@ -92,11 +93,6 @@ def choose_in_range(item: tuple[list[Shard], np.ndarray, np.ndarray], relevance:
 def nothing_chosen() -> pa.Table:
     kinds = (pa.int64(), pa.int32(), pa.float32(), pa.int32())
     return pa.schema(list(zip(CHOSEN, kinds, strict=True))).empty_table()
-
-
-def read_range(folder: str, shards: list[Shard], columns: Sequence[str]) -> pa.Table:
-    """Some columns of all parts of a range of classes."""
-    return pa.concat_tables([read_table(uris.join(folder, f"{shard.name}.parquet"), columns) for shard in shards])
 
 
 def to_fill_in(data: Ingested, chosen: pa.Table, counts: pa.Table) -> pa.Table:

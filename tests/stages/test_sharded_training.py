@@ -56,6 +56,7 @@ def trained(folder: Path, world: int, until: int, begun: dict | None = None, sta
             if together.rank == 0:
                 states.append(copy.deepcopy(state()))
             if epoch + 1 == until < SETTINGS.epochs:
+                together.wait()  # who is first must not break the barrier before the checkpoint is kept
                 raise LostError
 
         fit_classifier(
