@@ -5,15 +5,17 @@
 
 20 images per class on average, or --images in all; 128-d features, class sizes after Zipf's law, classes without
 images. Prints one JSON line per size: seconds per image of each stage, memory, disk, and errors in classes that nobody
-verified. Each size is a run in a folder of its own below --folder, by `python -m cleanscale.train`; other arguments
-are settings of it. Interrupted, the same command goes on where it was; a size that is done is printed again. Run
-folders are removed when they are done, unless --keep; what was measured stays.
+verified. `cpu_seconds` is the processor time of the stages of round 0, which other work on the machine hardly changes.
+Each size is a run in a folder of its own below --folder, by `python -m cleanscale.train`; other arguments are settings
+of it. Interrupted, the same command goes on where it was; a size that is done is printed again. Run folders are removed
+when they are done, unless --keep; what was measured stays.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -21,23 +23,46 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cleanscale.engine.memory import Sampler
+import numpy as np
+
+from cleanscale.engine.memory import Sampler, descendants
+from cleanscale.stages.place import TIME
 
 ROOT = Path(__file__).parents[1]
 SAMPLE_S = 5.0
 IMAGES_PER_CLASS = 20
 
 
-class PeakDisk(Sampler):
-    """Samples what a folder holds while a `with` lasts, in bytes."""
+class Watch(Sampler):
+    """Looks now and then at the bytes in a folder and at the processor time of all that this process has started."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(SAMPLE_S)
         self.folder = folder
-        self.peak = 0
+        self.peak_disk = 0
+        self.seen: dict[int, float] = {}  # by process; one that has ended keeps what it had when last seen
+        self.times: list[tuple[float, float]] = []  # (seconds since the epoch, processor seconds of all until then)
 
     def look(self) -> None:
-        self.peak = max(self.peak, disk_bytes(self.folder))
+        self.peak_disk = max(self.peak_disk, disk_bytes(self.folder))
+        for pid in descendants(os.getpid()):
+            self.seen[pid] = max(cpu_seconds(pid), self.seen.get(pid, 0.0))
+        self.times.append((time.time(), sum(self.seen.values())))
+
+    def between(self, start: float, stop: float) -> float:
+        """Processor seconds between two times, those between two looks in proportion."""
+        at, spent = zip(*self.times, strict=True)
+        low, high = np.interp([start, stop], at, spent)
+        return float(high - low)
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process, in seconds; what it had is lost when it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def disk_bytes(folder: Path) -> int:
@@ -81,13 +106,15 @@ def measure(classes: int, images: int, options: argparse.Namespace, settings: li
     begun = json.loads(attempts.read_text()) if attempts.exists() else {"begun": 0, "peak_disk_bytes": 0}
     attempts.write_text(json.dumps(begun | {"begun": begun["begun"] + 1}))
     started = time.monotonic()
-    with PeakDisk(folder) as disk:
+    with Watch(folder) as watch:
         subprocess.run(asked, cwd=ROOT, stdout=sys.stderr, check=True)
     seconds = time.monotonic() - started
     found = told(folder, classes, images, options.detector)
+    cpu = cpu_of_stages(folder, watch)
+    found |= {"cpu_seconds": cpu, "cpu_seconds_per_image": {name: value / images for name, value in cpu.items()}}
     found |= {
         "seconds_of_command": round(seconds, 1),
-        "peak_disk_bytes": max(begun["peak_disk_bytes"], disk.peak, found["disk_bytes"]),
+        "peak_disk_bytes": max(begun["peak_disk_bytes"], watch.peak_disk, found["disk_bytes"]),
         "times_begun": begun["begun"] + 1,  # more than one: seconds of stages are of all, memory peaks of the last
     }
     line.write_text(json.dumps({"command": asked[1:], "measured": found}))
@@ -133,6 +160,19 @@ def told(folder: Path, classes: int, images: int, detector: str) -> dict[str, An
         "row_folds": notes(folder, "00/evidence", "settings", "evidence", "row_folds"),
         "cleannet_steps": cleannet_steps(folder),
     }
+
+
+def cpu_of_stages(folder: Path, watch: Watch) -> dict[str, float]:
+    """Processor seconds of the stages of round 0 that this command ran whole."""
+    found = {}
+    for stage in (folder / "rounds" / "00").iterdir():
+        times = stage / TIME
+        if times.exists():
+            took = sum(of["seconds"] for of in json.loads(times.read_text()).values())
+            done = times.stat().st_mtime
+            if watch.times[0][0] <= done - took:
+                found[stage.name] = round(watch.between(done - took, done), 1)
+    return found
 
 
 def notes(folder: Path, stage: str, *names: str) -> Any:

@@ -151,7 +151,7 @@ class WrongLabelFinder:
         suggestion_N = np.maximum(found.best_other_N, 0)
         return _Collection(
             arrays,
-            Evidence(row_N, class_N.astype(np.int32), signals),
+            Evidence(row_N, class_N.astype(np.int32), signals, feature_ND),
             found.best_other_N,
             maths.cosine_to_class(feature_ND, suggestion_N, prototype_CD, centre_D),
         )

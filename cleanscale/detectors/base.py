@@ -27,6 +27,7 @@ class Evidence:
     row_N: np.ndarray  # int64
     label_N: np.ndarray  # int32: noisy labels, gaps allowed
     signals: dict[str, np.ndarray]  # each float32 [N]
+    feature_ND: np.ndarray | None = None  # float: what a class's own labels are learned from, where it is at hand
 
     def __len__(self) -> int:
         return len(self.row_N)
@@ -34,7 +35,10 @@ class Evidence:
     def select(self, chosen: np.ndarray) -> Evidence:
         """The evidence of some images, by mask or by position."""
         return Evidence(
-            self.row_N[chosen], self.label_N[chosen], {name: value[chosen] for name, value in self.signals.items()}
+            self.row_N[chosen],
+            self.label_N[chosen],
+            {name: value[chosen] for name, value in self.signals.items()},
+            None if self.feature_ND is None else self.feature_ND[chosen],
         )
 
     def signal(self, name: str, *, missing: bool = False) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 A logistic model from evidence to "the label is right". Evidence is relative to the class (`maths.evidence`), so what is
 learned in some classes holds in those where nobody verified anything. How strongly it is regularised, and the
-calibration of its probability, follow from class folds: whole verified classes held out, as the others are.
+calibration of its probability, follow from class folds: whole verified classes held out, as the others are. In a class
+with verification labels these say more of its other images (`own_labels`).
 
 # N images, S signals
 """
@@ -16,7 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from cleanscale.detectors import own_labels
 from cleanscale.detectors.base import Decision, Detector, Evidence, class_fold_masks
+from cleanscale.detectors.own_labels import OwnLabels
 from cleanscale.maths.calibration import fit_logistic, fit_platt, sigmoid
 from cleanscale.maths.evidence import SIGNALS
 
@@ -31,7 +34,7 @@ LEAST_SLOPE = 0.1  # calibration on few labels must not turn the ranking around
 
 @dataclass(frozen=True)
 class Transfer:
-    """P(right) = sigmoid(slope * (margin + standardised signals . coefficient + intercept) + shift).
+    """P(right) = sigmoid(slope * (margin + standardised signals . coefficient + intercept) + shift), then `own`.
 
     With no verification labels at all the coefficients are zero: an unsupervised rule, which calls a label wrong when
     another class is more probable out of fold. Its probabilities are the classifier's and calibrated by nothing.
@@ -45,22 +48,27 @@ class Transfer:
     slope: float = 1.0
     shift: float = 0.0
     verified: int = 0
+    own: OwnLabels | None = None
 
     def logit(self, evidence: Evidence) -> np.ndarray:
-        """float64 [N], before calibration."""
+        """float64 [N], before calibration and without the labels of the image's own class."""
         value_NS = (signal_matrix(evidence, self.names) - self.mean_S) * self.scale_S
         return evidence.signal(BELIEVED) + value_NS @ np.asarray(self.coefficient_S) + self.intercept
 
     def decide(self, evidence: Evidence) -> Decision:
-        probability_N = sigmoid(self.slope * self.logit(evidence) + self.shift).astype(np.float32)
+        logit_N = self.slope * self.logit(evidence) + self.shift
+        if self.own is not None:
+            logit_N = self.own.applied(logit_N, evidence)
+        probability_N = sigmoid(logit_N).astype(np.float32)
         return Decision(probability_N, probability_N, probability_N < 0.5)
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return asdict(replace(self, own=None)) | {"own": self.own and self.own.to_dict()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Transfer:
-        return cls(**values)
+        own = OwnLabels.from_dict(values["own"]) if values.get("own") else None
+        return cls(**{**values, "own": own})
 
 
 def signal_matrix(evidence: Evidence, names: Sequence[str]) -> np.ndarray:
@@ -94,8 +102,10 @@ def fit(
     model = _fit_model(verified, right_N, penalty, names)
     if not fitted or right_N.all() or not right_N.any():
         return model
-    slope, shift = fit_platt(fitted[int(np.argmin(losses))], right_N)
-    return replace(model, slope=max(slope, LEAST_SLOPE), shift=shift)
+    held_out_N = fitted[int(np.argmin(losses))]
+    slope, shift = fit_platt(held_out_N, right_N)
+    slope = max(slope, LEAST_SLOPE)
+    return replace(model, slope=slope, shift=shift, own=own_labels.fit(verified, right_N, slope * held_out_N + shift))
 
 
 def _fit_model(verified: Evidence, right_N: np.ndarray, penalty: float, names: Sequence[str]) -> Transfer:

@@ -243,7 +243,7 @@ class ServedDetector:
         signals["cleannet_cosine"] = relevance_X
         if self.classes.means is not None:
             signals["reference_cosine"] = self.classes.reference_cosine(feature_XD, label_X)
-        return Evidence(row_X, label_X, signals), found
+        return Evidence(row_X, label_X, signals, feature_XD), found
 
     def compared(self, feature_XD: np.ndarray) -> Compared:
         """All classes, or, where the run compared with candidates, those that it would have taken."""

@@ -80,7 +80,7 @@ class JudgedShard:
         signals["reference_cosine"] = cosine_to_means(feature_ND, mean_CD, position_N)
         for folder in sources.signals.values():
             signals |= stored_signals(uris.join(folder, f"{shard.name}.parquet"), features.row_N)
-        evidence = Evidence(features.row_N, features.label_N, signals)
+        evidence = Evidence(features.row_N, features.label_N, signals, features.feature_ND)
         best = (table[name].to_numpy() for name in ("best_other", "best_other_log_probability"))
         return cls(features, evidence, *best, query_NE)
 

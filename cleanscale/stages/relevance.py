@@ -123,6 +123,7 @@ def verified_evidence(sources: Sources, verification: pa.Table, each: Any = map_
         np.concatenate([p.row_N for p in pieces]),
         np.concatenate([p.label_N for p in pieces]),
         {n: np.concatenate([p.signals[n] for p in pieces]) for n in pieces[0].signals},
+        np.concatenate([p.feature_ND for p in pieces if p.feature_ND is not None]),
     )
     if sources.cleannet is not None:
         evidence.signals["cleannet_cosine"] = crossfitted_cosines(sources.cleannet, evidence.row_N)
