@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -299,33 +300,14 @@ def cross_fitted_relevance(
     on_cosines(steps done, cosine_N) hears every `cosines_every` steps of the first fit what it says of the verified
     images, of which it saw no label, and then after each fold the cosines of all folds so far; NaN: not known yet.
     """
-    settings = settings.resolved()
-    verified_N = np.asarray(verified_N)
+    settings, verified_N = settings.resolved(), np.asarray(verified_N)
     cosine_N = np.full(len(verified_N), np.nan, np.float32)
-
     seen_V = np.flatnonzero(verified_N != UNSEEN)
-    done = 0
+    shared = {"references": references, "settings": settings, "seed": seed, "collectives": collectives}
+    fit = functools.partial(fit_cleannet, feature_ND, label_N, **shared, on_step=on_step, device=device)
 
     def cosines_of(model: CleanNet, at_X: np.ndarray) -> np.ndarray:
         return relevance(model, references, feature_ND[at_X], np.asarray(label_N)[at_X])
-
-    def fitted(seen_N: np.ndarray, start: CleanNet | None, steps: int, on_model: OnModel | None = None) -> CleanNet:
-        nonlocal done
-        done += steps
-        return fit_cleannet(
-            feature_ND,
-            label_N,
-            seen_N,
-            references,
-            settings,
-            seed=seed,
-            collectives=collectives,
-            start=start,
-            steps=steps,
-            on_step=on_step,
-            on_model=on_model,
-            device=device,
-        )
 
     def look(step: int, model: CleanNet) -> None:
         if on_cosines is not None and step % cosines_every == 0:
@@ -335,20 +317,23 @@ def cross_fitted_relevance(
             model.train()
             on_cosines(step, now_N)
 
-    start = None
+    start, done = None, 0
     if settings.fold_start == "unverified":
-        start = fitted(np.full_like(verified_N, UNSEEN), None, settings.start_steps, look)
-    verified_C = np.unique(np.asarray(label_N)[verified_N != UNSEEN])
+        start = fit(np.full_like(verified_N, UNSEEN), start=None, steps=settings.start_steps, on_model=look)
+        done = settings.start_steps
+    verified_C = np.unique(np.asarray(label_N)[seen_V])
     if len(verified_C) < 2:  # nothing to leave out: the start saw no label, and otherwise there is no cosine
         if start is not None:
             cosine_N[seen_V] = cosines_of(start, seen_V)
-        return CrossFitted(cosine_N, fitted(verified_N, start, settings.steps))
+        return CrossFitted(cosine_N, fit(verified_N, start=start, steps=settings.steps))
     fold_C = folds_of_classes(seed, verified_C, min(settings.class_folds, len(verified_C)))
-    fold_N = fold_C[np.minimum(np.searchsorted(verified_C, label_N), len(verified_C) - 1)]
+    fold_V = fold_C[np.searchsorted(verified_C, np.asarray(label_N)[seen_V])]
     for fold in np.unique(fold_C):
-        left_N = (verified_N != UNSEEN) & (fold_N == fold)
-        model = fitted(np.where(left_N, UNSEEN, verified_N), start, settings.steps)
-        cosine_N[left_N] = cosines_of(model, np.flatnonzero(left_N))
+        left_X = seen_V[fold_V == fold]
+        unseen_N = verified_N.copy()
+        unseen_N[left_X] = UNSEEN
+        cosine_N[left_X] = cosines_of(fit(unseen_N, start=start, steps=settings.steps), left_X)
+        done += settings.steps
         if on_cosines is not None:
             on_cosines(done, cosine_N.copy())
-    return CrossFitted(cosine_N, fitted(verified_N, start, settings.steps))
+    return CrossFitted(cosine_N, fit(verified_N, start=start, steps=settings.steps))
