@@ -39,7 +39,8 @@ from cleanscale.treatments import TREATMENTS, WEIGHING_TREATMENTS, Judged
 # References that no user has: labels that are right alone (every image verified), and the true label of every image.
 EVERY, TRUE = "every_image_verified", "true_labels"
 RIGHT_ONLY = "verified_images_only"  # those whose label was found right or whose true class was named
-BULKY = ("cleannet", "class_index", "relevance", "signals", "work")
+NEXT = "next_round"
+BULKY = ("cleannet", "class_index", "relevance", "signals", "work", NEXT)
 # Fully connected layers on features: what the paper does from round 2, and all that trains here.
 ON_FEATURES = 2
 
@@ -54,6 +55,7 @@ class Case:
     per_class: int = 0
     detectors: tuple[str, ...] = ()  # beside those that every run has
     treatments: tuple[str, ...] = ()
+    rounds: int = 1  # judgements; before each further one the heads of the evidence are weighted by the last
 
 
 @dataclass(frozen=True)
@@ -122,12 +124,21 @@ def run_case(base: Base, case: Case, folder: Path) -> dict[str, Any]:
     )
     with in_this_process(Here()):
         judged = detect(base, case, place, folder) if case.classes else None
+        for _ in range(case.rounds - 1):
+            assert judged is not None, "a further round follows from a judgement"
+            place = replace(place, uri=place.path(NEXT))
+            sets = base.references[case.seed]
+            seen = judging.make_evidence(
+                *(base.settings, place, base.inputs.train, base.features, sets),
+                *(place.path("evidence"), judged.weights),
+            )
+            judged = detect(base, case, place, folder, seen)
         for name in case.treatments:
             file = folder / f"correct-{name}.npy"
             if not file.exists():
                 np.save(file, correct(base, case, place, judged, name))
     for name in BULKY:
-        uris.remove_tree(place.path(name))
+        uris.remove_tree(uris.join(str(folder), name))
     found = {
         "name": case.name,
         "seed": case.seed,
@@ -147,14 +158,14 @@ def checked_labels(base: Base, case: Case) -> pa.Table:
     return verification(train.labels(), train.true_labels(), np.array(case.classes), case.per_class, case.seed)
 
 
-def detect(base: Base, case: Case, place: Place, folder: Path) -> Round:
-    """Judge every label, and keep what each detector said of images that nobody verified."""
+def detect(base: Base, case: Case, place: Place, folder: Path, seen: Made | None = None) -> Round:
+    """Judge every label, and keep what each detector said of images that nobody verified. seen: evidence of its own."""
     settings = base.settings.model_copy(
         update={"detector": base.settings.detector.model_copy(update={"compare": case.detectors})}
     )
     train = base.inputs.train
     checked = checked_labels(base, case)
-    sets, seen = base.references[case.seed], base.evidence[case.seed]
+    sets, seen = base.references[case.seed], seen or base.evidence[case.seed]
     made = judging.judge(settings, place, train, base.features, sets, seen, checked, place.path)
     drawn = Drawn(**vars(train), checked=checked)
     known = evaluate.judgements(made[0], base.features, drawn, base.features.num_images, case.seed)
