@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import one_thread_each  # noqa: F401
+
+# isort: split
 import contextlib
 import logging
 import shutil
@@ -19,7 +22,7 @@ import pytest
 from cleanscale.config import Settings, merge, validate
 from cleanscale.engine.session import session
 from cleanscale.engine.settings import EngineSettings
-from cleanscale.engine.train import Worker
+from cleanscale.engine.train import Worker, watch
 from cleanscale.in_memory import one_thread
 from cleanscale.stages import classifier, cleannet, evidence_heads, head_classifier, label_cleaning
 from cleanscale.training import drae
@@ -141,16 +144,12 @@ class LoneWorker(Worker):
         pass
 
 
-def train_in_this_process(loop: Any, config: Any, *, uri: str, **_: Any) -> None:
-    """In place of a worker group of one."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # always as many, whatever ran before: sums depend on it
-    try:
+def train_in_this_process(
+    loop: Any, config: Any, *, uri: str, settings: Any, on_progress: Callable[[dict[str, Any]], None] = lambda _: None
+) -> None:
+    """In place of a worker group of one, which gives the same bits."""
+    with watch(uri, on_progress):
         loop(LoneWorker(uri, "cpu", Alone()), config)
-    finally:
-        torch.set_num_threads(threads)
 
 
 @contextlib.contextmanager
@@ -237,11 +236,15 @@ def glyphs_toml(tmp_path_factory, small_values) -> Path:
 
 @pytest.fixture(scope="session")
 def glyphs_run(call_main, glyphs_toml) -> Finished:
-    """A run on images by the command line, with figures and tracking; tests look at it and copy it, none changes it."""
+    """A run on images by the command line, with figures and tracking; tests look at it and copy it, none changes it.
+
+    Its classifiers are trained in this process; runs that are killed and runs on S3 compare their own with them.
+    """
     from cleanscale.config import load
 
     started = time.monotonic()
-    status, said = call_main(["--config", str(glyphs_toml)])
+    with training_here():
+        status, said = call_main(["--config", str(glyphs_toml)])
     assert status == 0, said
     settings = load(["--config", str(glyphs_toml)])
     return Finished(Path(settings.run_uri), settings, time.monotonic() - started, said)
