@@ -216,10 +216,14 @@ class Told:
 
 @pytest.fixture(scope="module")
 def jobs(cluster, features_run, feature_values, small_values, stages_done, tmp_path_factory) -> Told:
-    """One job begins; others come while it runs; it is stopped and submitted again. Its evidence is there already."""
+    """One job begins; others come while it runs; it is stopped and submitted again.
+
+    Two of its stages are those of a finished run: what they are made from comes out the same, so they are not redone.
+    """
     folder = tmp_path_factory.mktemp("job_runs")
     shutil.copytree(features_run.folder, folder / "finished")
-    shutil.copytree(features_run.folder / "rounds/00/evidence", folder / "main/rounds/00/evidence")
+    for stage in ("evidence", "cleannet"):
+        shutil.copytree(features_run.folder / "rounds/00" / stage, folder / "main/rounds/00" / stage)
     values = merge(small_values(folder, feature_values), {"tracking": {"enabled": False}})
     (cluster.project / "job.toml").write_text(tomli_w.dumps(values))
 
@@ -235,7 +239,7 @@ def jobs(cluster, features_run, feature_values, small_values, stages_done, tmp_p
         "relative": submit("relative", "runs/lost"),
     }
     ended = {name: collect(cluster, submitted, name) for name, submitted in beside.items()}
-    wait_until((main / "rounds/00/references/manifest.json").exists, "reference sets")
+    wait_until((main / "rounds/00/classifier/manifest.json").exists, "classifier")
     assert cluster.ray("job", "stop", "main").returncode == 0
     stopped, complete = cluster.status("main"), stages_done(main)
     again = submit("again", main, uv=True)
