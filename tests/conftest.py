@@ -141,10 +141,15 @@ def s3_bucket(s3_environment, monkeypatch) -> str:
 
 
 @pytest.fixture(scope="session")
-def ray_session(s3_environment) -> Iterator[None]:
-    """One Ray for all tests; its workers know the S3 server, as on a cluster whose nodes have the variables."""
+def ray_session(s3_environment, shared_root) -> Iterator[None]:
+    """One Ray for all tests; its workers know the S3 server, as on a cluster whose nodes have the variables.
+
+    Test processes beside each other start theirs one after the other: Ray gives a node 30 s, which two at once exceed on
+    a busy machine.
+    """
     opened = contextlib.ExitStack()
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, (shared_root / "ray.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         for name, value in s3_environment.items():
             patch.setenv(name, value)
         opened.enter_context(session(EngineSettings(num_cpus=CPUS)))
