@@ -144,8 +144,8 @@ def s3_bucket(s3_environment, monkeypatch) -> str:
 def ray_session(s3_environment, shared_root) -> Iterator[None]:
     """One Ray for all tests; its workers know the S3 server, as on a cluster whose nodes have the variables.
 
-    Test processes beside each other start theirs one after the other: Ray gives a node 30 s, which two at once exceed on
-    a busy machine.
+    Test processes beside each other start theirs one after the other: two at once may take longer than the 30 s that
+    Ray gives a node.
     """
     opened = contextlib.ExitStack()
     with pytest.MonkeyPatch.context() as patch, (shared_root / "ray.lock").open("w") as lock:
