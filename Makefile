@@ -24,8 +24,9 @@ help:  ## show this list
 demo: $(STAMP)  ## find the wrong labels of the embedded data set (about five minutes, into runs/glyphs)
 	$(PY) -m cleanscale.train
 
+# Two processes beside each other: many tests wait. A file's tests stay together, as they share runs and servers.
 test: $(STAMP)  ## run the tests; PYTEST="-k name" passes arguments on
-	$(PY) -m pytest $(PYTEST)
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 check: $(STAMP)  ## lint, format, types and import rules
 	$(VENV)/bin/ruff check .

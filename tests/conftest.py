@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import one_thread_each  # noqa: F401
+
+# isort: split
 import contextlib
+import fcntl
 import logging
+import os
+import pickle
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +25,7 @@ import pytest
 from cleanscale.config import Settings, merge, validate
 from cleanscale.engine.session import session
 from cleanscale.engine.settings import EngineSettings
-from cleanscale.engine.train import Worker
+from cleanscale.engine.train import Worker, watch
 from cleanscale.in_memory import one_thread
 from cleanscale.stages import classifier, cleannet, evidence_heads, head_classifier, label_cleaning
 from cleanscale.training import drae
@@ -47,6 +53,12 @@ GLYPHS = {
         "verified_per_class": 15,
     },
 }
+# What takes longest begins first, so that two test processes beside each other end at about the same time.
+LONGEST = ("test_jobs.py", "test_nodes.py", "test_resume.py", "test_s3_run.py", "test_pipeline.py", "test_sweep.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @dataclass(frozen=True)
@@ -57,6 +69,29 @@ class Finished:
     settings: Settings
     seconds: float
     said: list[str]
+
+
+@pytest.fixture(scope="session")
+def shared_root(tmp_path_factory) -> Path:
+    """A folder that test processes beside each other have in common."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def made_once(shared_root) -> Callable[[str, Callable[[Path], Any]], Any]:
+    """made_once(name, make): what `make(folder)` gave to the first test process that asked; the others wait for it."""
+
+    def get(name: str, make: Callable[[Path], Any]) -> Any:
+        made = shared_root / f"{name}.pickle"
+        with (shared_root / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not made.exists():
+                (shared_root / name).mkdir(exist_ok=True)
+                made.write_bytes(pickle.dumps(make(shared_root / name)))
+        return pickle.loads(made.read_bytes())
+
+    return get
 
 
 @pytest.fixture(scope="session")
@@ -106,10 +141,15 @@ def s3_bucket(s3_environment, monkeypatch) -> str:
 
 
 @pytest.fixture(scope="session")
-def ray_session(s3_environment) -> Iterator[None]:
-    """One Ray for all tests; its workers know the S3 server, as on a cluster whose nodes have the variables."""
+def ray_session(s3_environment, shared_root) -> Iterator[None]:
+    """One Ray for all tests; its workers know the S3 server, as on a cluster whose nodes have the variables.
+
+    Test processes beside each other start theirs one after the other: two at once may take longer than the 30 s that
+    Ray gives a node.
+    """
     opened = contextlib.ExitStack()
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, (shared_root / "ray.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         for name, value in s3_environment.items():
             patch.setenv(name, value)
         opened.enter_context(session(EngineSettings(num_cpus=CPUS)))
@@ -141,16 +181,12 @@ class LoneWorker(Worker):
         pass
 
 
-def train_in_this_process(loop: Any, config: Any, *, uri: str, **_: Any) -> None:
-    """In place of a worker group of one."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # always as many, whatever ran before: sums depend on it
-    try:
+def train_in_this_process(
+    loop: Any, config: Any, *, uri: str, settings: Any, on_progress: Callable[[dict[str, Any]], None] = lambda _: None
+) -> None:
+    """In place of a worker group of one, which gives the same bits."""
+    with watch(uri, on_progress):
         loop(LoneWorker(uri, "cpu", Alone()), config)
-    finally:
-        torch.set_num_threads(threads)
 
 
 @contextlib.contextmanager
@@ -224,27 +260,36 @@ def call_main(ray_session) -> Callable[[list[str]], tuple[int, list[str]]]:
 
 
 @pytest.fixture(scope="session")
-def glyphs_toml(tmp_path_factory, small_values) -> Path:
+def glyphs_toml(made_once, small_values) -> Path:
     """The settings of `glyphs_run` as a file."""
     import tomli_w
 
-    root = tmp_path_factory.mktemp("glyphs")
-    values = small_values(root / "runs" / "small", GLYPHS, {"evaluate": {"figures": True}})
-    file = root / "small.toml"
-    file.write_text(tomli_w.dumps(values))
-    return file
+    def write(folder: Path) -> Path:
+        values = small_values(folder / "runs" / "small", GLYPHS, {"evaluate": {"figures": True}})
+        file = folder / "small.toml"
+        file.write_text(tomli_w.dumps(values))
+        return file
+
+    return made_once("glyphs", write)
 
 
 @pytest.fixture(scope="session")
-def glyphs_run(call_main, glyphs_toml) -> Finished:
-    """A run on images by the command line, with figures and tracking; tests look at it and copy it, none changes it."""
+def glyphs_run(call_main, glyphs_toml, made_once) -> Finished:
+    """A run on images by the command line, with figures and tracking; tests look at it and copy it, none changes it.
+
+    Its classifiers are trained in this process; runs that are killed and runs on S3 compare their own with them.
+    """
     from cleanscale.config import load
 
-    started = time.monotonic()
-    status, said = call_main(["--config", str(glyphs_toml)])
-    assert status == 0, said
-    settings = load(["--config", str(glyphs_toml)])
-    return Finished(Path(settings.run_uri), settings, time.monotonic() - started, said)
+    def make(_: Path) -> Finished:
+        started = time.monotonic()
+        with training_here():
+            status, said = call_main(["--config", str(glyphs_toml)])
+        assert status == 0, said
+        settings = load(["--config", str(glyphs_toml)])
+        return Finished(Path(settings.run_uri), settings, time.monotonic() - started, said)
+
+    return made_once("glyphs_run", make)
 
 
 def feature_table(
@@ -279,14 +324,17 @@ def make_features() -> Callable[..., pa.Table]:
 
 
 @pytest.fixture(scope="session")
-def feature_data(tmp_path_factory) -> Path:
+def feature_data(made_once) -> Path:
     """A folder with train.parquet, test.parquet and clean.parquet of features."""
-    root = tmp_path_factory.mktemp("features")
-    pq.write_table(feature_table(), root / "train.parquet")
-    for name, seed in (("test", 1), ("clean", 2)):
-        right = feature_table(per_class=10, wrong=0.0, seed=seed).drop_columns(["verified", "true_label"])
-        pq.write_table(right, root / f"{name}.parquet")
-    return root
+
+    def write(folder: Path) -> Path:
+        pq.write_table(feature_table(), folder / "train.parquet")
+        for name, seed in (("test", 1), ("clean", 2)):
+            right = feature_table(per_class=10, wrong=0.0, seed=seed).drop_columns(["verified", "true_label"])
+            pq.write_table(right, folder / f"{name}.parquet")
+        return folder
+
+    return made_once("features", write)
 
 
 @pytest.fixture(scope="session")
@@ -297,10 +345,14 @@ def feature_values(feature_data) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def features_run(finish, small_settings, feature_values, tmp_path_factory) -> Finished:
+def features_run(finish, small_settings, feature_values, made_once) -> Finished:
     """A run on features; tests look at it and copy it, none changes it."""
-    with training_here():
-        return finish(small_settings(tmp_path_factory.mktemp("runs") / "features", feature_values))
+
+    def make(folder: Path) -> Finished:
+        with training_here():
+            return finish(small_settings(folder / "features", feature_values))
+
+    return made_once("features_run", make)
 
 
 @pytest.fixture

@@ -54,6 +54,8 @@ def threads(item: int) -> tuple[int, list[int]]:
 
     from cleanscale.engine.tasks import one_thread
 
+    torch.set_num_threads(2)
+    threadpoolctl.threadpool_limits(2)
     one_thread()
     return torch.get_num_threads(), [pool["num_threads"] for pool in threadpoolctl.threadpool_info()]
 

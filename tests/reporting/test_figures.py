@@ -50,8 +50,10 @@ def test_curves_show_each_detector_in_its_colour(draw):
 @pytest.mark.parametrize("draw", [figures.roc, figures.precision_recall])
 def test_curves_are_drawn_without_wrong_labels_and_without_images(draw):
     _, wrong_N, decisions, _ = judged(20, 4)
-    opened(draw(np.zeros(20, bool), decisions, {"held_out_classes": np.zeros(20, bool)}))
-    opened(draw(wrong_N, decisions, {}))
+    nothing = opened(draw(np.zeros(20, bool), decisions, {"held_out_classes": np.zeros(20, bool)}))
+    assert not has_colour(nothing, figures.ORANGE), "no curve where there is nothing to find"
+    everything = opened(draw(wrong_N, decisions, {}))
+    assert has_colour(everything, figures.ORANGE), "without groups, all images are one"
 
 
 def test_thinning_keeps_a_curves_ends_and_area():
@@ -68,7 +70,8 @@ def test_reliability_is_drawn_for_many_few_and_no_images():
     rng = np.random.default_rng(2)
     for images in (2000, 3, 0):
         probability_N = rng.random(images)
-        opened(figures.reliability(rng.random(images) < probability_N, probability_N))
+        image = opened(figures.reliability(rng.random(images) < probability_N, probability_N))
+        assert has_colour(image, figures.BLUE) == (images > 0)
 
 
 @pytest.mark.parametrize(("images", "classes"), [(500, 20), (60, 1), (40_000, 10_000), (0, 1)])
@@ -86,7 +89,9 @@ def test_accuracy_is_drawn_for_one_round_several_and_none():
     narrow = opened(figures.accuracy_by_round(one))
     wide = opened(figures.accuracy_by_round(iv.classification_report(several)["classification"]))
     assert wide.shape[1] > narrow.shape[1]
-    opened(figures.accuracy_by_round({}))
+    none = opened(figures.accuracy_by_round({}))
+    assert has_colour(wide, figures.BLUE)
+    assert not has_colour(none, figures.BLUE)
 
 
 def test_wilsons_interval_holds_the_share():

@@ -6,7 +6,7 @@ from cleanscale.training.cleannet_settings import PRESETS, CleanNetSettings
 
 def test_presets_name_only_fields_and_pass_their_bounds():
     for preset in PRESETS.values():
-        CleanNetSettings(**preset)
+        assert CleanNetSettings(**preset).model_dump(include=set(preset)) == preset
 
 
 def test_a_field_that_is_given_wins_over_the_preset():
