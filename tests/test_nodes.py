@@ -22,16 +22,25 @@ from cleanscale.engine.memory import descendants
 
 pytestmark = pytest.mark.slow
 LONGEST_S = 400
-# What runs on a node while a stage is at work: a shard's task, or a training worker.
-TASK, TRAINING = "ray::_run", "ray::RayTrainWorker"
+# What runs on a node while a stage is at work: a shard's task, a training worker, the classes of an index.
+TASK, TRAINING, INDEX = "ray::_run", "ray::RayTrainWorker", "ray::RangeActor"
+BEGUN = {TASK: "started.json", TRAINING: "attempts.json", INDEX: "decisions"}  # in the stage's folder
 LOST_IN = (
     ("rounds/00/features", TASK),
     ("rounds/00/classifier", TRAINING),
     ("rounds/00/references", TASK),
     ("rounds/00/evidence", TRAINING),
     ("rounds/00/cleannet", TRAINING),
-    ("rounds/00/relevance", TASK),
+    ("rounds/00/relevance", INDEX),
 )
+# The command, for which no index is too small to be on actors.
+COMMAND = """
+from cleanscale.engine import class_index
+from cleanscale.train import main
+
+class_index.SMALL_BYTES = 0
+raise SystemExit(main())
+"""
 
 
 @pytest.fixture
@@ -79,19 +88,18 @@ def test_a_node_lost_in_each_long_stage_changes_no_result(
 ):
     folder = tmp_path / "run"
     more = {"features": {"shard_bytes": 1024, "rows_per_file": 64}, "tracking": {"enabled": False}}
-    values = small_values(folder, feature_values, more)
+    values = small_values(folder, feature_values, more, {"index": {"shard_bytes": 1024}})
     values["engine"] = {"address": cluster.address}
     (tmp_path / "run.toml").write_text(tomli_w.dumps(values))
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "cleanscale.train", "--config", str(tmp_path / "run.toml")],
+            [sys.executable, "-c", COMMAND, "--config", str(tmp_path / "run.toml")],
             stdout=log,
             stderr=subprocess.STDOUT,
         )
         try:
             for stage, title in LOST_IN:
-                begun = "attempts.json" if title == TRAINING else "started.json"
-                while not (folder / stage / begun).exists():
+                while not (folder / stage / BEGUN[title]).exists():
                     assert process.poll() is None, (tmp_path / "log").read_text()
                     time.sleep(0.003)
                 lose_a_node(cluster, title, process)

@@ -13,11 +13,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cleanscale.engine.here import here
 from cleanscale.engine.session import cluster_cpus, cluster_gpus
@@ -181,14 +182,27 @@ def opened(
     gpu = use_gpu and cluster_gpus() >= 1
     most = max(1, int(cluster_gpus() if gpu else cluster_cpus() // threads))
     hands = [files.ranges[k :: min(most, len(files.ranges))] for k in range(min(most, len(files.ranges)))]
-    options = {"max_restarts": RESTARTS, "max_task_retries": -1, "scheduling_strategy": "SPREAD"}
-    start = RangeActor.options(num_cpus=0, num_gpus=1 if gpu else 0, **options).remote
-    started: list[Any] = [start(folder, hand, read, threads, gpu) for hand in hands]
+    options = {"num_cpus": 0, "num_gpus": 1 if gpu else 0, "max_restarts": RESTARTS, "max_task_retries": -1}
+    turns = nodes_in_turn(ray.nodes())
+    started: list[Any] = []
+    for k, hand in enumerate(hands):
+        where = "SPREAD" if gpu or not turns else NodeAffinitySchedulingStrategy(turns[k % len(turns)], soft=True)
+        actor = RangeActor.options(scheduling_strategy=where, **options)
+        started.append(actor.remote(folder, hand, read, threads, gpu))
     try:
         yield ClassIndex(files, list(zip(started, hands, strict=True)), read)
     finally:
         for actor in started:
             ray.kill(actor)
+
+
+def nodes_in_turn(nodes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Ids of the living nodes of `ray.nodes()`, each as often as it has cores, no node twice while another has more.
+
+    Actors that take no core are anywhere to Ray: under SPREAD two of them came to one node, or to one without cores.
+    """
+    cores = {node["NodeID"]: int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"]}
+    return [node for turn in range(max(cores.values(), default=0)) for node in cores if cores[node] > turn]
 
 
 @functools.lru_cache(maxsize=2)

@@ -112,6 +112,17 @@ def train_here(loop: Callable[[Worker, Any], None], config: Any, how: Here, uri:
         torch.set_num_threads(threads)
 
 
+class Trainer(TorchTrainer):
+    """Ray Train's, under which Ctrl-C is a KeyboardInterrupt at once, as everywhere in the project.
+
+    Ray's own handler asks the controller, which does not answer while it waits for nodes. It also stays when training
+    has ended: the first two Ctrl-C of all later stages were lost in it, and the third ended the process without a word.
+    """
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        pass
+
+
 def train_on_workers(
     loop: Callable[[Worker, Any], None],
     config: Any,
@@ -133,7 +144,7 @@ def train_on_workers(
     filesystem, path = uris.arrow_filesystem(uris.join(uri, "ray_train"))
     failed = uris.join(uri, "failed.json")
     uris.remove_tree(failed)
-    trainer = TorchTrainer(
+    trainer = Trainer(
         _train_loop,
         train_loop_config={
             "loop": loop,

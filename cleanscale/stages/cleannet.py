@@ -1,7 +1,8 @@
 """cleannet: CleanNet and its class folds, all fitted inside one Ray Train worker group (paper, section 3.3, step 2).
 
 Every worker holds all verified images, which are few, and draws unverified ones from the class shards it owns, which
-it reads where they lie: features and references of unverified classes are gathered for one step at a time.
+it reads where they lie: features and references of unverified classes are gathered for one step at a time. Of a small
+collection every worker has everything: among a part of few classes it would learn to tell only those apart.
 
 # V verified images
 """
@@ -25,7 +26,7 @@ from cleanscale.stages.feature_shards import Features, FeatureShards
 from cleanscale.stages.place import Place
 from cleanscale.storage import uris
 from cleanscale.storage.manifests import Manifest, open_stage
-from cleanscale.storage.rows import JoinedRows
+from cleanscale.storage.rows import IN_MEMORY_BYTES, JoinedRows
 from cleanscale.storage.shards import Shard
 from cleanscale.storage.tables import fingerprint_columns, read_table, write_table
 from cleanscale.training.cleannet import cross_fitted_relevance
@@ -33,6 +34,7 @@ from cleanscale.training.cleannet_settings import CleanNetSettings
 
 # (steps done, rows of verified images, what CleanNets that saw no label of their class say of them; NaN: nothing yet)
 OnCosines = Callable[[int, np.ndarray, np.ndarray], None]
+FEATURE_BYTES = 2  # of a number: float16, as stored
 MODEL, CROSS_FITTED, VERIFIED = "model.safetensors", "cross_fitted.parquet", "verified"
 
 
@@ -94,6 +96,13 @@ def run(
     return stage.finish(notes={"model": MODEL, "steps": total})
 
 
+def shards_of(features: FeatureShards, rank: int, world: int) -> list[Shard]:
+    """What a worker draws unverified images from: its share, or all of what fits in memory."""
+    if features.num_images * features.width * FEATURE_BYTES <= IN_MEMORY_BYTES:
+        return list(features.shards)
+    return features.deal(world)[rank]
+
+
 def extract_verified(shards: list[Shard], job: Job) -> None:
     """The verified images of a range of classes, and the reference sets of their classes, in two small files."""
     row_V, label_V = job.verification["row"].to_numpy(), job.verification["label"].to_numpy()
@@ -130,6 +139,7 @@ class Drawn:
 
     features: Features
     verified_N: np.ndarray  # int8
+    own_N: np.ndarray  # bool: of the worker's shards; the others are verified ones
     references: ReferenceSets
     unverified: int
 
@@ -153,8 +163,9 @@ class Drawn:
             together,
         )
         verified_N = np.concatenate([np.full(len(kept), UNSEEN, np.int8), seen_V[place].astype(np.int8)])
+        own_N = np.concatenate([np.ones(len(kept), bool), np.isin(checked.row_N, own.row_N)])
         references = worker_references(job, own, shards, checked_shards, scratch)
-        return cls(features, verified_N, references, len(kept))
+        return cls(features, verified_N, own_N, references, len(kept))
 
 
 def worker_references(
@@ -193,7 +204,7 @@ def joined(own: ReferenceSets, others: ReferenceSets) -> ReferenceSets:
 
 
 def fit_loop(worker: Worker, job: Job) -> None:
-    drawn = Drawn.of(job, job.features.deal(worker.world)[worker.rank], worker.scratch)
+    drawn = Drawn.of(job, shards_of(job.features, worker.rank, worker.world), worker.scratch)
     checked = np.arange(drawn.unverified, len(drawn.features))
     settings = job.settings.resolved()
     total = (settings.class_folds + 1) * settings.steps
@@ -220,6 +231,7 @@ def fit_loop(worker: Worker, job: Job) -> None:
         job.settings,
         seed=job.seed,
         collectives=worker.collectives,
+        own_N=drawn.own_N,
         on_step=on_step,
         on_cosines=on_cosines if job.on_cosines else None,
         cosines_every=job.cosines_every,

@@ -38,6 +38,7 @@ def fit_cleannet(
     *,
     seed: int,
     collectives: Collectives | None = None,
+    own_N: np.ndarray | None = None,
     start: CleanNet | None = None,
     steps: int | None = None,
     on_step: OnStep | None = None,
@@ -47,17 +48,21 @@ def fit_cleannet(
     """CleanNet fitted on these images. verified_N: 1 right, 0 wrong, -1 unseen.
 
     Without verified images the terms that need none remain. Data parallel: every worker brings its own unverified
-    images and *all* verified ones, with the references of their classes. `start` is a model to begin from (it is not
-    changed), `steps` overrides the settings'. `on_step(step, losses)` gets tensors and
-    `on_model(steps done, model)` the model, to look at. Same seed and number of workers:
-    same weights on CPU. Raises DataError for sizes that disagree, StageError when no image's class has references.
+    images and *all* verified ones, with the references of their classes. own_N: bool, the images that are this
+    worker's to draw as unseen, None: all; verified images that a fit takes for unseen would otherwise count once for
+    each worker. `start` is a model to begin from (it is not changed), `steps` overrides the settings'.
+    `on_step(step, losses)` gets tensors and `on_model(steps done, model)` the model, to look at. Same seed and number
+    of workers: same weights on CPU. Raises DataError for sizes that disagree, StageError when no image's class has
+    references.
     """
     settings, workers = settings.resolved(), collectives or Alone()
     _check(feature_ND, label_N, verified_N, references)
+    own_N = np.ones(len(label_N), bool) if own_N is None else own_N
     batches = GroupedBatches(
         label_N,
         verified_N,
         references,
+        own_N=own_N,
         classes=settings.classes_per_half,
         queries_per_class=settings.queries_per_class,
         references_per_step=settings.references_per_step,
@@ -73,7 +78,7 @@ def fit_cleannet(
     on = torch.device(device)
     with torch.random.fork_rng(devices=[on] if on.type == "cuda" else []):
         torch.manual_seed(seed)
-        model = copy.deepcopy(start) if start is not None else _new_model(feature_ND, verified_N, settings, workers)
+        model = copy.deepcopy(start) if start is not None else _new_model(feature_ND, own_N, settings, workers)
         torch.manual_seed(seed * 1_000_003 + 1 + workers.rank)  # dropout
         model.to(on).train()
         heard = (on_step, on_model)
@@ -94,9 +99,7 @@ def _check(feature_ND: np.ndarray, label_N: np.ndarray, verified_N: np.ndarray, 
         )
 
 
-def _new_model(
-    feature_ND: np.ndarray, verified_N: np.ndarray, settings: CleanNetSettings, workers: Collectives
-) -> CleanNet:
+def _new_model(feature_ND: np.ndarray, own_N: np.ndarray, settings: CleanNetSettings, workers: Collectives) -> CleanNet:
     model = CleanNet(
         feature_ND.shape[1],
         reference_widths=settings.reference_widths,
@@ -109,16 +112,16 @@ def _new_model(
         shared_projection=settings.shared_projection,
     )
     if settings.transform in ("centre", "standardise"):
-        model.set_standardisation(*_moments(feature_ND, verified_N, workers))
+        model.set_standardisation(*_moments(feature_ND, own_N, workers))
     if settings.shared_projection:
-        model.begin_with_projection(_components(model, feature_ND, settings.embedding, workers))
+        model.begin_with_projection(_components(model, feature_ND, own_N, settings.embedding, workers))
     return model
 
 
-def _moments(feature_ND: np.ndarray, verified_N: np.ndarray, workers: Collectives) -> tuple[torch.Tensor, torch.Tensor]:
+def _moments(feature_ND: np.ndarray, own_N: np.ndarray, workers: Collectives) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation [D] over all workers' images; of each worker at most some 65,000 of them."""
-    mine = np.arange(len(feature_ND)) if workers.rank == 0 else np.flatnonzero(np.asarray(verified_N) == UNSEEN)
-    mine = mine[:: max(1, len(mine) // 65_536)]  # every worker holds the verified images: they count once
+    mine = np.flatnonzero(own_N)
+    mine = mine[:: max(1, len(mine) // 65_536)]
     width = feature_ND.shape[1]
     total_3D = np.zeros((3, width))
     for part in np.array_split(mine, max(1, len(mine) // 8_192)):
@@ -131,11 +134,14 @@ def _moments(feature_ND: np.ndarray, verified_N: np.ndarray, workers: Collective
 
 
 @torch.no_grad()
-def _components(model: CleanNet, feature_ND: np.ndarray, most: int, workers: Collectives) -> torch.Tensor:
+def _components(
+    model: CleanNet, feature_ND: np.ndarray, own_N: np.ndarray, most: int, workers: Collectives
+) -> torch.Tensor:
     """[X, D] leading principal components of transformed features; of each worker some 8,000 images have a say."""
     width = feature_ND.shape[1]
-    every = np.arange(0, len(feature_ND), max(1, len(feature_ND) // 8_192))
-    sample_XD = model.transformed(torch.from_numpy(np.asarray(feature_ND[every], np.float32)))
+    mine = np.flatnonzero(own_N)
+    mine = mine[:: max(1, len(mine) // 8_192)]
+    sample_XD = model.transformed(torch.from_numpy(np.asarray(feature_ND[mine], np.float32)))
     square_DD = workers.sum((sample_XD.T @ sample_XD).double())
     sum_D = workers.sum(sample_XD.sum(dim=0).double())
     count = workers.sum(torch.tensor(float(len(sample_XD)), dtype=torch.float64)).clamp_min(1)
@@ -286,6 +292,7 @@ def cross_fitted_relevance(
     *,
     seed: int,
     collectives: Collectives | None = None,
+    own_N: np.ndarray | None = None,
     on_step: OnStep | None = None,
     on_cosines: OnCosines | None = None,
     cosines_every: int = 100,
@@ -296,6 +303,7 @@ def cross_fitted_relevance(
     Verified classes are split into folds; for each fold a model is fitted that sees its images as unseen. All fits
     begin from one that saw no verification label (`fold_start = "unverified"`) or from scratch, and take equally many
     steps, so that delta carries over to the final model. `cosine_N` is NaN for images without a verification label.
+    own_N: as in `fit_cleannet`.
 
     on_cosines(steps done, cosine_N) hears every `cosines_every` steps of the first fit what it says of the verified
     images, of which it saw no label, and then after each fold the cosines of all folds so far; NaN: not known yet.
@@ -303,7 +311,7 @@ def cross_fitted_relevance(
     settings, verified_N = settings.resolved(), np.asarray(verified_N)
     cosine_N = np.full(len(verified_N), np.nan, np.float32)
     seen_V = np.flatnonzero(verified_N != UNSEEN)
-    shared = {"references": references, "settings": settings, "seed": seed, "collectives": collectives}
+    shared = {"references": references, "settings": settings, "seed": seed, "collectives": collectives, "own_N": own_N}
     fit = functools.partial(fit_cleannet, feature_ND, label_N, **shared, on_step=on_step, device=device)
 
     def cosines_of(model: CleanNet, at_X: np.ndarray) -> np.ndarray:

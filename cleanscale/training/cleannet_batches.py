@@ -60,7 +60,7 @@ class GroupedBatches:
     """Draws keyed by (seed, stream, step, rank): a step's batch is a function of these and of the worker's images.
 
     Classes without references give no queries. When nothing is verified, or everything is, all queries come from the
-    images there are.
+    images there are. own_N: bool, images that may be drawn as unseen; None: all.
     """
 
     def __init__(
@@ -73,15 +73,14 @@ class GroupedBatches:
         queries_per_class: int,
         references_per_step: int,
         seed: int,
+        own_N: np.ndarray | None = None,
         stream: int = 0,
         rank: int = 0,
     ) -> None:
         position_N = references.position(label_N)
         unseen_N = np.asarray(verified_N) == UNSEEN
-        pools = [
-            Pool.of(np.flatnonzero(~unseen_N), position_N[~unseen_N]),
-            Pool.of(np.flatnonzero(unseen_N), position_N[unseen_N]),
-        ]
+        drawn_N = unseen_N if own_N is None else unseen_N & own_N
+        pools = [Pool.of(np.flatnonzero(these_N), position_N[these_N]) for these_N in (~unseen_N, drawn_N)]
         self._pools = [pool for pool in pools if len(pool.position_C)]
         self._offset_C1 = references.offset_C1
         self._classes, self._queries, self._references = classes, queries_per_class, references_per_step

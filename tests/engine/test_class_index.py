@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from cleanscale.engine import class_index
-from cleanscale.engine.class_index import ClassIndex, opened
+from cleanscale.engine.class_index import ClassIndex, nodes_in_turn, opened
 from cleanscale.engine.here import Here, in_this_process
 from cleanscale.engine.tasks import map_shards
 from cleanscale.maths import class_search
@@ -139,6 +139,17 @@ def test_actors_end_with_their_index(index):
     while any(Path(f"/proc/{p}").exists() for p in processes) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not any(Path(f"/proc/{p}").exists() for p in processes)
+
+
+def test_actors_are_dealt_to_living_nodes_by_their_cores():
+    nodes = [
+        {"NodeID": "head", "Alive": True, "Resources": {"memory": 1.0}},
+        {"NodeID": "small", "Alive": True, "Resources": {"CPU": 1.0}},
+        {"NodeID": "lost", "Alive": False, "Resources": {}},
+        {"NodeID": "large", "Alive": True, "Resources": {"CPU": 3.0}},
+    ]
+    assert nodes_in_turn(nodes) == ["small", "large", "large", "large"]
+    assert nodes_in_turn(nodes[:1]) == []
 
 
 def test_without_a_faiss_for_gpus_nothing_is_searched_there():

@@ -1,8 +1,12 @@
 """Worker groups: each takes seconds to start."""
 
+import contextlib
 import os
 import signal
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +14,7 @@ import ray
 import torch
 
 from cleanscale.engine.settings import EngineSettings
+from cleanscale.engine.tasks import map_shards
 from cleanscale.engine.train import scaling, train_on_workers
 from cleanscale.errors import ConfigError, StageError
 
@@ -63,6 +68,38 @@ def test_a_killed_worker_goes_on_from_the_last_checkpoint(tmp_path):
     train_on_workers(count_to_four, str(tmp_path), uri=str(tmp_path / "stage"), settings=EngineSettings())
     # Ray may not have heard of the newest checkpoint when the worker dies: then the one before counts.
     assert (tmp_path / "counted").read_text() in ("0 1 2 3 ", "0 1 1 2 3 ")
+
+
+def begin_and_stay(stay_s: float, begun: str) -> None:
+    Path(begun).touch()
+    time.sleep(stay_s)
+
+
+def begin_and_stay_on_a_worker(worker, begun):
+    begin_and_stay(60.0, begun)
+
+
+@contextlib.contextmanager
+def interrupted_once(begun: Path) -> Iterator[None]:
+    """One Ctrl-C for this process as soon as that file is there; a `with` that it does not end is wrong."""
+
+    def interrupt() -> None:
+        while not begun.exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        yield
+
+
+def test_the_first_interrupt_is_heeded_in_training_and_in_every_stage_after_one(tmp_path):
+    with interrupted_once(tmp_path / "training"):
+        begun = str(tmp_path / "training")
+        train_on_workers(begin_and_stay_on_a_worker, begun, uri=str(tmp_path / "one"), settings=EngineSettings())
+    train_on_workers(meet, None, uri=str(tmp_path / "two"), settings=EngineSettings())
+    with interrupted_once(tmp_path / "shards"):
+        list(map_shards(begin_and_stay, [5.0], str(tmp_path / "shards")))
 
 
 def test_more_workers_than_gpus_is_the_users_error(tmp_path):

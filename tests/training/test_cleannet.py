@@ -3,6 +3,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from worker_threads import on_threads
 
 from cleanscale.errors import DataError, StageError
 from cleanscale.maths.references import make_references
@@ -169,6 +170,26 @@ def test_workers_with_their_own_shards_end_with_the_same_weights(noisy, second_h
         thread.join()
     for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_verified_images_that_all_workers_hold_count_once_when_they_are_taken_for_unseen(noisy):
+    """Two workers that together have each unseen image once start from the mean of one that has them all."""
+    feature_ND, label_N, verified_N, references, _ = noisy
+    settings = SMALL.model_copy(update={"transform": "standardise"})
+    nobody_N = np.full(len(label_N), -1)
+    alone = cleannet.fit_cleannet(feature_ND, label_N, nobody_N, references, settings, seed=0, steps=1)
+
+    def work(workers):
+        own_N = label_N % 2 == workers.rank
+        has = np.flatnonzero(own_N | (verified_N >= 0))
+        given = (feature_ND[has], label_N[has], nobody_N[has])
+        return cleannet.fit_cleannet(
+            *given, references, settings, seed=0, steps=1, collectives=workers, own_N=own_N[has]
+        )
+
+    for model in on_threads(work, 2):
+        torch.testing.assert_close(model.shift_D, alone.shift_D)
+        torch.testing.assert_close(model.scale_D, alone.scale_D)
 
 
 def test_sizes_that_disagree_are_refused(noisy):

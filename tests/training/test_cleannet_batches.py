@@ -39,6 +39,17 @@ def test_own_classes_are_the_queries_labels_and_each_class_is_encoded_once(data)
             assert sorted(references_K[real_K]) == list(np.flatnonzero(class_of_M == label))
 
 
+def test_images_of_other_workers_are_drawn_only_where_they_are_verified(data):
+    label_N, verified_N, references = data
+    own_N = label_N % 2 == 0
+    made = GroupedBatches(
+        label_N, verified_N, references, own_N=own_N, classes=3, queries_per_class=4, references_per_step=0, seed=0
+    )
+    image_Q = np.concatenate([made.batch(step).image_Q for step in range(20)])
+    assert own_N[image_Q[verified_N[image_Q] < 0]].all()
+    assert not own_N[image_Q[verified_N[image_Q] >= 0]].all()
+
+
 def test_references_of_a_step_are_a_part_of_the_class_s(data):
     _, _, references = data
     seen = set()
