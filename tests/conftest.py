@@ -11,7 +11,6 @@ import logging
 import os
 import pickle
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,11 +62,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @dataclass(frozen=True)
 class Finished:
-    """A run that has ended: its folder, what it was made with, how long it took and what it said."""
+    """A run that has ended: its folder, what it was made with and what it said."""
 
     folder: Path
     settings: Settings
-    seconds: float
     said: list[str]
 
 
@@ -233,10 +231,9 @@ def finish(ray_session) -> Callable[[Settings], Finished]:
     from cleanscale.pipeline import run
 
     def do(settings: Settings) -> Finished:
-        started = time.monotonic()
         with listening() as said:
             run(settings)
-        return Finished(Path(settings.run_uri), settings, time.monotonic() - started, said)
+        return Finished(Path(settings.run_uri), settings, said)
 
     return do
 
@@ -282,12 +279,11 @@ def glyphs_run(call_main, glyphs_toml, made_once) -> Finished:
     from cleanscale.config import load
 
     def make(_: Path) -> Finished:
-        started = time.monotonic()
         with training_here():
             status, said = call_main(["--config", str(glyphs_toml)])
         assert status == 0, said
         settings = load(["--config", str(glyphs_toml)])
-        return Finished(Path(settings.run_uri), settings, time.monotonic() - started, said)
+        return Finished(Path(settings.run_uri), settings, said)
 
     return made_once("glyphs_run", make)
 

@@ -192,7 +192,6 @@ def test_a_second_call_does_nothing_again(features_run, copy_run, finish, small_
     assert stages_done(folder) == before
     assert set(folder.rglob("*.parquet")) == files
     assert not [line for line in again.said if "redone" in line]
-    assert again.seconds < max(10, features_run.seconds / 3)
     one, other = numbers_of(features_run.folder), numbers_of(folder)
     for part in ("detection", "calibration", "classification", "difference", "rejected"):
         assert one[part] == other[part]
