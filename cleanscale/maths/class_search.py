@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from cleanscale.maths.class_embeddings import gathered
-from cleanscale.maths.keyed_random import Purpose, hash_rows
+from cleanscale.maths.keyed_random import Purpose, sampled
 
 SLACK = 8  # candidates asked for beyond those wanted: classes that tie at the end show
 ROUNDING = 1e-5  # of an inner product of vectors of length 1 in blocks of another shape
@@ -75,8 +75,7 @@ def tried_probes(most: int) -> list[int]:
 
 def training_sample(seed: int, label_C: np.ndarray, classes: int) -> np.ndarray:
     """bool [C]: which classes of a range the quantiser is trained on, out of `classes` of all ranges."""
-    share = min(1.0, TRAINING_PER_LIST * lists_for(classes) / max(classes, 1))
-    return hash_rows(seed, Purpose.CLASS_INDEX, label_C) <= np.uint64(share * float(2**64 - 2**12))
+    return sampled(seed, Purpose.CLASS_INDEX, label_C, TRAINING_PER_LIST * lists_for(classes) / max(classes, 1))
 
 
 def train(sample_CE: np.ndarray, lists: int, seed: int) -> Any:

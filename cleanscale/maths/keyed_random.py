@@ -49,6 +49,13 @@ def hash_rows(seed: int, purpose: Purpose, row_N: np.ndarray) -> np.ndarray:
     return x_N ^ (x_N >> np.uint64(31))
 
 
+def sampled(seed: int, purpose: Purpose, row_N: np.ndarray, share: float) -> np.ndarray:
+    """bool [N]: about this share of the rows, those with the smallest hashes; all of them from a share of 1."""
+    if share >= 1.0:
+        return np.ones(len(row_N), bool)
+    return hash_rows(seed, purpose, row_N) < np.uint64(share * 2.0**64)
+
+
 def hash_about(seed: int, purpose: Purpose, key: int, about_N: np.ndarray) -> np.ndarray:
     """uint64 hashes as `hash_rows`, several (by key, below 65536) of each thing; things are numbered below 2^48."""
     return hash_rows(seed, purpose, np.asarray(about_N).astype(np.uint64) + (np.uint64(key) << np.uint64(48)))

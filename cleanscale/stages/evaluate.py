@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from cleanscale.engine.tasks import map_shards, shared_value
 from cleanscale.maths.intervals import calibration_report, classification_report, detection_report
-from cleanscale.maths.keyed_random import Purpose, hash_rows
+from cleanscale.maths.keyed_random import Purpose, sampled
 from cleanscale.reporting.terminal import Found
 from cleanscale.stages.feature_shards import FeatureShards
 from cleanscale.stages.ingest import TRUTH_NOT_GIVEN, Ingested
@@ -86,10 +86,7 @@ class Wanted:
 
     def drawn(self, label_N: np.ndarray) -> np.ndarray:
         """bool [N]: the image's class is among those evaluated. Verified classes always are: they are few."""
-        if self.share >= 1.0:
-            return np.ones(len(label_N), bool)
-        limit = np.uint64(self.share * float(np.iinfo(np.uint64).max))
-        drawn_N = hash_rows(self.seed, Purpose.EVALUATION, label_N.astype(np.int64)) <= limit
+        drawn_N = sampled(self.seed, Purpose.EVALUATION, label_N.astype(np.int64), self.share)
         return drawn_N | np.isin(label_N, self.verification["label"].to_numpy())
 
 

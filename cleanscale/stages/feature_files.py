@@ -21,7 +21,7 @@ from cleanscale import schema
 from cleanscale.datasets.fragments import read_fragment
 from cleanscale.datasets.rejects import Reason, Reasons, feature_faults
 from cleanscale.engine.tasks import map_shards
-from cleanscale.maths.keyed_random import Purpose, hash_rows
+from cleanscale.maths.keyed_random import Purpose, sampled
 from cleanscale.maths.projection import Projection
 from cleanscale.stages.images import request, requests_in_order, unreadable_reasons
 from cleanscale.stages.ingest import REJECTED_LABEL, Ingested
@@ -189,17 +189,16 @@ def feature_matrix(table: pa.Table) -> np.ndarray:
 def sample_features(files: RowFiles, rows: int, seed: int) -> np.ndarray:
     """float32: about `rows` usable features, those with the smallest hashes of their rows: the same however cut."""
     share = rows / max(1, files.data.num_accepted)
-    limit = np.uint64(min(1.0, share) * float(np.iinfo(np.uint64).max))
-    found = [piece for _, piece in map_shards(sample_file, files.files(), seed, limit)]
+    found = [piece for _, piece in map_shards(sample_file, files.files(), seed, share)]
     _, first_M = np.unique(np.concatenate([row for row, _ in found]), return_index=True)
     return np.concatenate([feature for _, feature in found])[first_M]
 
 
-def sample_file(uri: str, seed: int, limit: np.uint64) -> tuple[np.ndarray, np.ndarray]:
+def sample_file(uri: str, seed: int, share: float) -> tuple[np.ndarray, np.ndarray]:
     table = read_table(uri, ["row", "ok", "feature"])
     table = table.filter(table["ok"])
     row_M = table["row"].to_numpy()
-    chosen_M = hash_rows(seed, Purpose.PROJECTION, row_M) <= limit
+    chosen_M = sampled(seed, Purpose.PROJECTION, row_M, share)
     return row_M[chosen_M], feature_matrix(table)[chosen_M]
 
 

@@ -10,6 +10,7 @@ import ray
 from cleanscale.datasets.settings import DataSettings
 from cleanscale.engine.settings import EngineSettings
 from cleanscale.errors import StageError
+from cleanscale.maths.projection import fit_projection
 from cleanscale.pipeline import read_inputs
 from cleanscale.reporting.progress import Progress
 from cleanscale.stages import features, ingest
@@ -103,6 +104,27 @@ def test_features_that_cannot_be_used_are_rejected_with_their_reasons(tmp_path, 
         ("6", "missing feature"),
     ]
     assert made.notes["rejected"] == 3
+
+
+def test_wide_features_of_a_small_collection_are_projected_on_all_of_its_images(tmp_path, ray_session, by_row):
+    random = np.random.default_rng(0)
+    wide_ND = random.standard_normal((60, 3)) @ random.standard_normal((3, 12)) + 0.01 * random.standard_normal(
+        (60, 12)
+    )
+    table = {"id": [str(k) for k in range(60)], "label": np.arange(60) % 4, "feature": list(wide_ND)}
+    pq.write_table(pa.table(table), tmp_path / "data.parquet")
+    place = place_of(tmp_path / "run")
+    data = ingest.run(place, place.path("ingest"), str(tmp_path / "data.parquet"), DataSettings())
+    settings = FeaturesSettings(dimensions=3)
+    features.run(
+        *(place, place.path("features"), data, settings, AugmentationSettings()),
+        classifier=None,
+        projection=features.FIT,
+    )
+    made = by_row(tmp_path / "run/features")["feature"].combine_chunks()
+    stored_ND = wide_ND.astype(np.float16).astype(np.float32)
+    expected_ND = fit_projection(stored_ND, 3)(stored_ND)
+    np.testing.assert_allclose(made.flatten().to_numpy().reshape(60, 3), expected_ND, rtol=5e-3, atol=5e-3)
 
 
 def test_data_without_one_readable_image_is_the_users_error(extract, glyphs_run, tmp_path, monkeypatch, data):
