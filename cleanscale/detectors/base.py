@@ -17,7 +17,6 @@ import numpy as np
 
 from cleanscale.errors import DataError
 from cleanscale.maths.calibration import sigmoid
-from cleanscale.maths.keyed_random import folds_of_classes
 
 
 @dataclass(frozen=True)
@@ -123,13 +122,8 @@ class ScoreRule:
         return cls(**values)
 
 
-def class_fold_masks(label_N: np.ndarray, class_folds: int, seed: int) -> list[np.ndarray]:
-    """bool [N] of each class fold (contracts.md, the class-fold protocol); none when there are fewer than two classes.
-
-    The folds are those of `training.cleannet.cross_fitted_relevance` with the same seed and number of folds.
-    """
-    label_C, class_N = np.unique(label_N, return_inverse=True)
-    if len(label_C) < 2:
-        return []
-    fold_N = folds_of_classes(seed, label_C, min(class_folds, len(label_C)))[class_N]
-    return [fold_N == fold for fold in range(fold_N.max() + 1)]
+def positions_by_class(label_N: np.ndarray) -> list[tuple[int, np.ndarray]]:
+    """(label, positions) of each class, in order."""
+    order_N = np.argsort(label_N, kind="stable")
+    label_C, start_C = np.unique(label_N[order_N], return_index=True)
+    return list(zip(label_C.tolist(), np.split(order_N, start_C[1:]), strict=True))

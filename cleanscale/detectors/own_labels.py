@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from cleanscale.detectors.base import Evidence
+from cleanscale.detectors.base import Evidence, positions_by_class
 from cleanscale.maths.calibration import fit_logistic
 from cleanscale.maths.class_embeddings import unit
 
@@ -107,10 +107,8 @@ def fit_borders(feature_VD: np.ndarray, label_V: np.ndarray, right_V: np.ndarray
     """(the borders, float64 [V]: each image's value by the border that the others of its class make; NaN without)."""
     left_out_V = np.full(len(label_V), np.nan)
     centre_D = feature_VD.mean(axis=0, dtype=np.float64).astype(np.float32)
-    order_V = np.argsort(label_V, kind="stable")
-    label_C, start_C = np.unique(label_V[order_V], return_index=True)
     labels, weights, intercepts = [], [], []
-    for label, at_K in zip(label_C.tolist(), np.split(order_V, start_C[1:]), strict=True):
+    for label, at_K in positions_by_class(label_V):
         right_K = right_V[at_K]
         if min(right_K.sum(), (~right_K).sum()) < LEAST_OF_A_KIND:
             continue

@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 
 from cleanscale.detectors import own_labels
-from cleanscale.detectors.base import Decision, Detector, Evidence, class_fold_masks
+from cleanscale.detectors.base import Decision, Detector, Evidence
 from cleanscale.detectors.own_labels import OwnLabels
 from cleanscale.maths.calibration import fit_logistic, fit_platt, sigmoid
 from cleanscale.maths.evidence import SIGNALS
+from cleanscale.maths.keyed_random import class_fold_masks
 
 log = logging.getLogger(__name__)
 

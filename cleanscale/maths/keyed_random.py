@@ -77,3 +77,12 @@ def folds_of_classes(seed: int, label_C: np.ndarray, folds: int) -> np.ndarray:
     fold_C = np.empty(len(label_C), np.int32)
     fold_C[order] = np.arange(len(label_C)) % folds
     return fold_C
+
+
+def class_fold_masks(label_N: np.ndarray, class_folds: int, seed: int) -> list[np.ndarray]:
+    """bool [N] of each class fold (contracts.md, the class-fold protocol); none of fewer than two classes."""
+    label_C, class_N = np.unique(label_N, return_inverse=True)
+    if len(label_C) < 2:
+        return []
+    fold_N = folds_of_classes(seed, label_C, min(class_folds, len(label_C)))[class_N]
+    return [fold_N == fold for fold in range(fold_N.max() + 1)]

@@ -18,7 +18,7 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
 
 from cleanscale.detectors import DETECTORS
-from cleanscale.detectors.base import class_fold_masks
+from cleanscale.maths.keyed_random import class_fold_masks
 from cleanscale.models.heads import head_to_bytes
 from cleanscale.registry.finished_run import FinishedRun
 from cleanscale.registry.model_artifacts import (

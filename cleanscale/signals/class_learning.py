@@ -15,6 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
+from cleanscale.detectors.base import positions_by_class
 from cleanscale.detectors.by_class import ByClass
 from cleanscale.maths.keyed_random import Purpose, generator, hash_rows
 from cleanscale.schema import RIGHT, UNSEEN, WRONG
@@ -129,10 +130,3 @@ def centred(images: Images, centre_D: np.ndarray, unit_length: bool) -> Images:
     else:
         feature_ND = images.feature_ND.astype(np.float32) - centre_D.astype(np.float32)
     return Images(images.row_N, images.label_N, feature_ND, images.verified_N)
-
-
-def positions_by_class(label_N: np.ndarray) -> list[tuple[int, np.ndarray]]:
-    """(label, positions) of each class, in order."""
-    order_N = np.argsort(label_N, kind="stable")
-    label_C, start_C = np.unique(label_N[order_N], return_index=True)
-    return list(zip(label_C.tolist(), np.split(order_N, start_C[1:]), strict=True))

@@ -16,7 +16,7 @@ import torch
 
 from cleanscale.errors import DataError, StageError
 from cleanscale.maths.cleannet_losses import Weights, cosines, total_loss
-from cleanscale.maths.keyed_random import folds_of_classes
+from cleanscale.maths.keyed_random import class_fold_masks
 from cleanscale.maths.references import ReferenceSets
 from cleanscale.models.cleannet import CleanNet
 from cleanscale.schema import UNSEEN
@@ -118,10 +118,15 @@ def _new_model(feature_ND: np.ndarray, own_N: np.ndarray, settings: CleanNetSett
     return model
 
 
+def spread(own_N: np.ndarray, most: int) -> np.ndarray:
+    """Positions of about `most` of these images, evenly over all of them."""
+    mine = np.flatnonzero(own_N)
+    return mine[:: max(1, len(mine) // most)]
+
+
 def _moments(feature_ND: np.ndarray, own_N: np.ndarray, workers: Collectives) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation [D] over all workers' images; of each worker at most some 65,000 of them."""
-    mine = np.flatnonzero(own_N)
-    mine = mine[:: max(1, len(mine) // 65_536)]
+    mine = spread(own_N, 65_536)
     width = feature_ND.shape[1]
     total_3D = np.zeros((3, width))
     for part in np.array_split(mine, max(1, len(mine) // 8_192)):
@@ -139,8 +144,7 @@ def _components(
 ) -> torch.Tensor:
     """[X, D] leading principal components of transformed features; of each worker some 8,000 images have a say."""
     width = feature_ND.shape[1]
-    mine = np.flatnonzero(own_N)
-    mine = mine[:: max(1, len(mine) // 8_192)]
+    mine = spread(own_N, 8_192)
     sample_XD = model.transformed(torch.from_numpy(np.asarray(feature_ND[mine], np.float32)))
     square_DD = workers.sum((sample_XD.T @ sample_XD).double())
     sum_D = workers.sum(sample_XD.sum(dim=0).double())
@@ -329,15 +333,13 @@ def cross_fitted_relevance(
     if settings.fold_start == "unverified":
         start = fit(np.full_like(verified_N, UNSEEN), start=None, steps=settings.start_steps, on_model=look)
         done = settings.start_steps
-    verified_C = np.unique(np.asarray(label_N)[seen_V])
-    if len(verified_C) < 2:  # nothing to leave out: the start saw no label, and otherwise there is no cosine
+    folds = class_fold_masks(np.asarray(label_N)[seen_V], settings.class_folds, seed)
+    if not folds:  # nothing to leave out: the start saw no label, and otherwise there is no cosine
         if start is not None:
             cosine_N[seen_V] = cosines_of(start, seen_V)
         return CrossFitted(cosine_N, fit(verified_N, start=start, steps=settings.steps))
-    fold_C = folds_of_classes(seed, verified_C, min(settings.class_folds, len(verified_C)))
-    fold_V = fold_C[np.searchsorted(verified_C, np.asarray(label_N)[seen_V])]
-    for fold in np.unique(fold_C):
-        left_X = seen_V[fold_V == fold]
+    for left_V in folds:
+        left_X = seen_V[left_V]
         unseen_N = verified_N.copy()
         unseen_N[left_X] = UNSEEN
         cosine_N[left_X] = cosines_of(fit(unseen_N, start=start, steps=settings.steps), left_X)

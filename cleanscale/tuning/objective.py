@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from cleanscale.detectors import DETECTORS, Evidence
-from cleanscale.detectors.base import class_fold_masks
 from cleanscale.maths.detection_metrics import count_by_class, error_per_class
+from cleanscale.maths.keyed_random import class_fold_masks
 from cleanscale.stages import judged_shard
 from cleanscale.stages.feature_shards import FeatureShards
 from cleanscale.stages.judged_shard import Sources

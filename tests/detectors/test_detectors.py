@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from cleanscale.detectors import DETECTORS, Evidence, detector
-from cleanscale.detectors.base import class_fold_masks
 from cleanscale.errors import ConfigError, DataError
 from cleanscale.maths.calibration import sigmoid
 from cleanscale.maths.evidence import IMAGE_SIGNALS, OTHER_CLASS_SIGNALS, SIGNALS, class_signals
+from cleanscale.maths.keyed_random import class_fold_masks
 from cleanscale.stages.settings import DetectorName
 
 MORE_SIGNALS = ("reference_cosine", "cleannet_cosine")

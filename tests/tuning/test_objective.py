@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cleanscale.detectors import DETECTORS, Evidence
-from cleanscale.detectors.base import class_fold_masks
+from cleanscale.maths.keyed_random import class_fold_masks
 from cleanscale.stages.feature_shards import FeatureShards
 from cleanscale.stages.judged_shard import Sources, evidence_of_rows
 from cleanscale.storage.manifests import read_manifest
