@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tomli_w
@@ -21,24 +22,61 @@ from run_tables import same_tables
 from cleanscale.engine.memory import descendants
 
 pytestmark = pytest.mark.slow
-LONGEST_S = 400
-# What runs on a node while a stage is at work: a shard's task, a training worker, the classes of an index.
-TASK, TRAINING, INDEX = "ray::_run", "ray::RayTrainWorker", "ray::RangeActor"
-BEGUN = {TASK: "started.json", TRAINING: "attempts.json", INDEX: "decisions"}  # in the stage's folder
+LONGEST_S = 240
+# In order: shards' tasks by their function, training stages by their folder. The last asks the class index's actors.
 LOST_IN = (
-    ("rounds/00/features", TASK),
-    ("rounds/00/classifier", TRAINING),
-    ("rounds/00/references", TASK),
-    ("rounds/00/evidence", TRAINING),
-    ("rounds/00/cleannet", TRAINING),
-    ("rounds/00/relevance", INDEX),
+    "copy_features",
+    "rounds/00/classifier",
+    "make_shard",
+    "rounds/00/evidence",
+    "rounds/00/cleannet",
+    "judge_shard",
 )
-# The command, for which no index is too small to be on actors.
+# The command, in which the first that comes to such work notes where it is and never ends. These functions replace
+# two of the driver's; the processes that run them have the real ones. No index is too small to be on actors.
 COMMAND = """
-from cleanscale.engine import class_index
+import json, os, sys, time
+from pathlib import Path
+
+import ray
+
+from cleanscale.engine import class_index, tasks, train
 from cleanscale.train import main
 
-class_index.SMALL_BYTES = 0
+NAMES, NOTES = {names}, Path({notes!r})
+
+
+def stay(name):
+    note = NOTES / name.replace("/", "-")
+    if name not in NAMES:
+        return
+    try:
+        note.touch(exist_ok=False)
+    except FileExistsError:
+        return
+    note.write_text(json.dumps([ray.get_runtime_context().get_node_id(), os.getpid()]))
+    time.sleep(3600)
+
+
+@ray.remote(max_retries=0)
+def run(function, item, shared):
+    from cleanscale.engine import tasks
+
+    stay(function.__name__)
+    return tasks._run._function(function, item, shared)
+
+
+def train_loop(settings):
+    from cleanscale.engine import train
+
+    def loop(worker, config):
+        stay("/".join(Path(worker.uri).parts[-3:]))
+        settings["loop"](worker, config)
+
+    train._train_loop(settings | {{"loop": loop}})
+
+
+tasks._run, train._train_loop, class_index.SMALL_BYTES = run, train_loop, 0
 raise SystemExit(main())
 """
 
@@ -55,61 +93,74 @@ def cluster(monkeypatch) -> Iterator[Cluster]:
     made.shutdown()
 
 
-def at_work(node, title: str) -> int | None:
-    """A process of the node that is named so, which a task's is only while it runs."""
-    for pid in descendants(node.all_processes["raylet"][0].process.pid):
-        with contextlib.suppress(OSError):
-            if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(title.encode()):
-                return pid
-    return None
-
-
-def lose_a_node(cluster: Cluster, title: str, process: subprocess.Popen) -> None:
-    """SIGKILL for a node in the middle of such work; another one comes in its place."""
+def said_by(note: Path, process: subprocess.Popen) -> tuple[str, int]:
+    """(id of the node, process) of the work that stays where it is, once it is there."""
     deadline = time.monotonic() + LONGEST_S
     while time.monotonic() < deadline:
-        assert process.poll() is None, "it ended before a node could be lost"
+        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+            node_id, pid = json.loads(note.read_text())
+            return node_id, pid
+        assert process.poll() is None, f"it ended before {note.name}"
+        time.sleep(0.02)
+    raise AssertionError(f"nobody came to {note.name}")
+
+
+def titles(node) -> list[str]:
+    """What the processes of a node call themselves."""
+    found = []
+    for pid in descendants(node.all_processes["raylet"][0].process.pid):
+        with contextlib.suppress(OSError):
+            found.append(Path(f"/proc/{pid}/cmdline").read_text())
+    return found
+
+
+def node_with(cluster: Cluster, title: str) -> Any:
+    """A node on which something is called so, once there is one."""
+    deadline = time.monotonic() + LONGEST_S
+    while time.monotonic() < deadline:
         for node in cluster.worker_nodes:
-            pid = at_work(node, title)
-            if pid is None:
-                continue
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGSTOP)  # what it does takes milliseconds: it is not to come to its end
-                cluster.add_node(num_cpus=1, wait=False)
-                cluster.remove_node(node, allow_graceful=False)
-                os.kill(pid, signal.SIGKILL)
-                return
-        time.sleep(0.003)
-    raise AssertionError(f"no node ran {title}")
+            if any(one.startswith(title) for one in titles(node)):
+                return node
+        time.sleep(0.1)
+    raise AssertionError(f"no node has {title}")
+
+
+def lose(cluster: Cluster, node: Any, pid: int) -> None:
+    """SIGKILL for a node, in whose place another one comes, and for the process that stays where it is."""
+    cluster.add_node(num_cpus=1, wait=False)
+    cluster.remove_node(node, allow_graceful=False)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
 
 
 def test_a_node_lost_in_each_long_stage_changes_no_result(
     cluster, features_run, feature_values, small_values, tmp_path, by_row
 ):
-    folder = tmp_path / "run"
+    folder, notes = tmp_path / "run", tmp_path / "notes"
+    notes.mkdir()
     more = {"features": {"shard_bytes": 1024, "rows_per_file": 64}, "tracking": {"enabled": False}}
     values = small_values(folder, feature_values, more, {"index": {"shard_bytes": 1024}})
     values["engine"] = {"address": cluster.address}
     (tmp_path / "run.toml").write_text(tomli_w.dumps(values))
+    command = COMMAND.format(names=LOST_IN, notes=str(notes))
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-c", COMMAND, "--config", str(tmp_path / "run.toml")],
+            [sys.executable, "-c", command, "--config", str(tmp_path / "run.toml")],
             stdout=log,
             stderr=subprocess.STDOUT,
         )
         try:
-            for stage, title in LOST_IN:
-                while not (folder / stage / BEGUN[title]).exists():
-                    assert process.poll() is None, (tmp_path / "log").read_text()
-                    time.sleep(0.003)
-                lose_a_node(cluster, title, process)
+            for name in LOST_IN:
+                node_id, pid = said_by(notes / name.replace("/", "-"), process)
+                node = next(node for node in cluster.worker_nodes if node.node_id == node_id)
+                lose(cluster, node_with(cluster, "ray::RangeActor") if name == "judge_shard" else node, pid)
             status = process.wait(LONGEST_S)
         finally:
             process.kill()
     said = (tmp_path / "log").read_text()
     assert status == 0, said
-    for work in ("copy_features", "rounds/00/classifier", "make_shard", "rounds/00/evidence", "rounds/00/cleannet"):
-        assert re.search(f"{work}: a .* was lost", said), said
+    for name in LOST_IN:
+        assert re.search(f"{name}: a .* was lost", said), said
     undisturbed = features_run.folder
     same_tables(undisturbed, folder, by_row, rtol=1e-4, atol=1e-5)  # that run has one shard
     numbers = [json.loads((one / "metrics.json").read_text()) for one in (folder, undisturbed)]

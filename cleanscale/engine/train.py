@@ -19,6 +19,8 @@ import ray.train.torch
 import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from cleanscale import errors
 from cleanscale.engine.here import Here, here
@@ -35,6 +37,7 @@ log = logging.getLogger(__name__)
 STATE = "state.pt"
 PROGRESS = "progress.json"
 ATTEMPTS = "attempts.json"
+UNUSED_CALLBACKS = (DatasetsCallback, PlacementGroupCleanerCallback)
 
 
 @dataclass
@@ -121,6 +124,11 @@ class Trainer(TorchTrainer):
 
     def _register_sigint_handler(self, controller: Any) -> None:
         pass
+
+    def _create_default_callbacks(self) -> list[Any]:
+        """Without two that start a process for every group (3 s of a core): no loop gets its data from Ray Train, and
+        the places of a group whose controller died are free again when the driver ends, which it then does."""
+        return [c for c in super()._create_default_callbacks() if not isinstance(c, UNUSED_CALLBACKS)]
 
 
 def train_on_workers(
