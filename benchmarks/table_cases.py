@@ -39,6 +39,7 @@ from cleanscale.treatments import TREATMENTS, WEIGHING_TREATMENTS, Judged
 # References that no user has: labels that are right alone (every image verified), and the true label of every image.
 EVERY, TRUE = "every_image_verified", "true_labels"
 RIGHT_ONLY = "verified_images_only"  # those whose label was found right or whose true class was named
+CLEAN = "+clean"  # behind a treatment's name: then fine-tuned on those
 NEXT = "next_round"
 BULKY = ("cleannet", "class_index", "relevance", "signals", "work", NEXT)
 # Fully connected layers on features: what the paper does from round 2, and all that trains here.
@@ -123,7 +124,7 @@ def run_case(base: Base, case: Case, folder: Path) -> dict[str, Any]:
         str(folder), case.seed, base.settings.engine.model_copy(update={"num_workers": 1}), Progress(silent=True)
     )
     with in_this_process(Here()):
-        judged = detect(base, case, place, folder) if case.classes else None
+        judged = judge(base, case, place, base.evidence[case.seed]) if case.classes else None
         for _ in range(case.rounds - 1):
             assert judged is not None, "a further round follows from a judgement"
             place = replace(place, uri=place.path(NEXT))
@@ -132,11 +133,16 @@ def run_case(base: Base, case: Case, folder: Path) -> dict[str, Any]:
                 *(base.settings, place, base.inputs.train, base.features, sets),
                 *(place.path("evidence"), judged.weights),
             )
-            judged = detect(base, case, place, folder, seen)
+            judged = judge(base, case, place, seen)
+        if judged is not None:
+            keep_decisions(base, case, judged, folder)
         for name in case.treatments:
             file = folder / f"correct-{name}.npy"
             if not file.exists():
-                np.save(file, correct(base, case, place, judged, name))
+                trained = train(base, case, place, judged, name)
+                predicted = place.path("work", name, "test_predictions")
+                found = predictions.run(place, predicted, base.test, trained.made, trained.projection)
+                np.save(file, found.correct(1))
     for name in BULKY:
         uris.remove_tree(uris.join(str(folder), name))
     found = {
@@ -158,42 +164,44 @@ def checked_labels(base: Base, case: Case) -> pa.Table:
     return verification(train.labels(), train.true_labels(), np.array(case.classes), case.per_class, case.seed)
 
 
-def detect(base: Base, case: Case, place: Place, folder: Path, seen: Made | None = None) -> Round:
-    """Judge every label, and keep what each detector said of images that nobody verified. seen: evidence of its own."""
+def judge(base: Base, case: Case, place: Place, seen: Made) -> Round:
+    """Judge every label by this evidence."""
     settings = base.settings.model_copy(
         update={"detector": base.settings.detector.model_copy(update={"compare": case.detectors})}
     )
-    train = base.inputs.train
     checked = checked_labels(base, case)
-    sets, seen = base.references[case.seed], seen or base.evidence[case.seed]
-    made = judging.judge(settings, place, train, base.features, sets, seen, checked, place.path)
-    drawn = Drawn(**vars(train), checked=checked)
-    known = evaluate.judgements(made[0], base.features, drawn, base.features.num_images, case.seed)
-    assert known is not None, "the tables need true labels"
-    np.savez_compressed(
-        folder / "decisions.npz",
-        label=known.label_N,
-        wrong=known.wrong_N,
-        held_out=known.held_out_N,
-        **{f"called.{name}": called_N for name, called_N in known.mislabeled.items()},
-    )
+    sets = base.references[case.seed]
+    made = judging.judge(settings, place, base.inputs.train, base.features, sets, seen, checked, place.path)
     return Round(base.classifier, base.features, made, seen)
 
 
-def correct(base: Base, case: Case, place: Place, judged: Round | None, treatment: str) -> np.ndarray:
-    """bool [T]: which test images a head gets right that was trained under this treatment."""
-    place = replace(place, uri=place.path("work", treatment))
+def keep_decisions(base: Base, case: Case, judged: Round, folder: Path) -> None:
+    """What each detector said of images that nobody verified, and what is true of them."""
+    drawn = Drawn(**vars(base.inputs.train), checked=checked_labels(base, case))
+    known = evaluate.judgements(judged.relevance[0], base.features, drawn, base.features.num_images, case.seed)
+    assert known is not None, "the tables need true labels"
+    arrays: dict[str, Any] = {"label": known.label_N, "wrong": known.wrong_N, "held_out": known.held_out_N}
+    arrays |= {f"called.{name}": called_N for name, called_N in known.mislabeled.items()}
+    np.savez_compressed(folder / "decisions.npz", **arrays)
+
+
+def train(base: Base, case: Case, place: Place, judged: Round | None, treatment: str) -> Trained:
+    """A head under this treatment or reference."""
+    own = replace(place, uri=place.path("work", treatment))
+    if treatment.endswith(CLEAN):
+        start = train(base, case, place, judged, treatment.removesuffix(CLEAN)).made
+        given = reference(base, case, own, RIGHT_ONLY)
+        return classifiers.train_head(
+            base.settings, own, base.inputs, ON_FEATURES, base.features, None, given, start=start
+        )
     if treatment in (EVERY, TRUE, RIGHT_ONLY, *WEIGHING_TREATMENTS):
-        given = supervised(base, case, place, judged, treatment)
-        trained = classifiers.train_head(base.settings, place, base.inputs, ON_FEATURES, base.features, None, given)
-    else:
-        assert judged is not None, f"{treatment} follows from a judgement"
-        chosen = base.settings.treatment.model_copy(update={"name": treatment})
-        settings = base.settings.model_copy(update={"treatment": chosen})
-        inputs = replace(base.inputs, train=Drawn(**vars(base.inputs.train), checked=checked_labels(base, case)))
-        trained = classifiers.train_classifier(settings, place, inputs, ON_FEATURES, judged)
-    found = predictions.run(place, place.path("test_predictions"), base.test, trained.made, trained.projection)
-    return found.correct(1)
+        given = supervised(base, case, own, judged, treatment)
+        return classifiers.train_head(base.settings, own, base.inputs, ON_FEATURES, base.features, None, given)
+    assert judged is not None, f"{treatment} follows from a judgement"
+    chosen = base.settings.treatment.model_copy(update={"name": treatment})
+    settings = base.settings.model_copy(update={"treatment": chosen})
+    inputs = replace(base.inputs, train=Drawn(**vars(base.inputs.train), checked=checked_labels(base, case)))
+    return classifiers.train_classifier(settings, own, inputs, ON_FEATURES, judged)
 
 
 def supervised(base: Base, case: Case, place: Place, judged: Round | None, name: str) -> Supervision:
