@@ -1,13 +1,25 @@
-"""Comparing what two runs left."""
+"""What runs left: their numbers, and comparing two."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+
+STAGES = ("classifier", "features", "references", "cleannet", "class_index", "evidence", "relevance")
+
+
+def numbers_of(folder: Path) -> dict:
+    """metrics.json, refusing what is no JSON (NaN)."""
+
+    def refuse(name):
+        raise AssertionError(f"metrics.json holds {name}")
+
+    return json.loads((folder / "metrics.json").read_text(), parse_constant=refuse)
 
 
 def same_tables(
