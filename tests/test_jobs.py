@@ -111,6 +111,13 @@ def wait_until(happened: Callable[[], bool], what: str, every_s: float = 0.1) ->
         time.sleep(every_s)
 
 
+def sigterm_waits(pid: int) -> bool:
+    """Whether a process was sent SIGTERM and has not come to it yet."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    waiting = next(line for line in status.splitlines() if line.startswith("ShdPnd:")).split()[1]
+    return bool(int(waiting, 16) >> (signal.SIGTERM - 1) & 1)
+
+
 def cluster_file(address: str) -> dict[str, Any]:
     """What `ray up` would write on the head."""
     node = {"resources": {"CPU": 2, "object_store_memory": OBJECT_STORE_BYTES}, "node_config": {}}
@@ -219,6 +226,7 @@ def jobs(cluster, features_run, feature_values, small_values, stages_done, tmp_p
     """One job begins; others come while it runs; it is stopped and submitted again.
 
     Two of its stages are those of a finished run: what they are made from comes out the same, so they are not redone.
+    After its first stage of training it is held until the others have ended and the stop has come to it.
     """
     folder = tmp_path_factory.mktemp("job_runs")
     shutil.copytree(features_run.folder, folder / "finished")
@@ -238,9 +246,14 @@ def jobs(cluster, features_run, feature_values, small_values, stages_done, tmp_p
         "same_folder": submit("same_folder", main),
         "relative": submit("relative", "runs/lost"),
     }
-    ended = {name: collect(cluster, submitted, name) for name, submitted in beside.items()}
     wait_until((main / "rounds/00/classifier/manifest.json").exists, "classifier")
-    assert cluster.ray("job", "stop", "main").returncode == 0
+    driver = json.loads((main / "lease.json").read_text())["pid"]
+    os.kill(driver, signal.SIGSTOP)
+    ended = {name: collect(cluster, submitted, name) for name, submitted in beside.items()}
+    stop = cluster.begin("job", "stop", "main")
+    wait_until(lambda: sigterm_waits(driver), "SIGTERM for the job")
+    os.kill(driver, signal.SIGCONT)
+    assert stop.wait(LONGEST_S) == 0
     stopped, complete = cluster.status("main"), stages_done(main)
     again = submit("again", main, uv=True)
     assert again.stdout is not None
