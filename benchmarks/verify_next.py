@@ -71,7 +71,10 @@ def collected(runs: str, which: str) -> Collection:
     row_N, label_N = table["row"].to_numpy(), table["label"].to_numpy()
     right_N = np.load(f"{runs}/ingest/train/true_label.npy")[row_N] == label_N
     keep_N = np.ones(len(row_N), bool) if which == "all" else label_N % 2 == (which == "odd")
-    evidence = Evidence(row_N, label_N, {name: table[name].to_numpy() for name in SIGNALS})
+    features = features_of(f"{folder}/features")
+    order_N = np.argsort(features.row_N)
+    feature_ND = features.feature_ND[order_N[np.searchsorted(features.row_N[order_N], row_N)]]
+    evidence = Evidence(row_N, label_N, {name: table[name].to_numpy() for name in SIGNALS}, feature_ND)
     return Collection(evidence.select(keep_N), right_N[keep_N], superclasses(folder, runs))
 
 
@@ -239,9 +242,9 @@ def in_lines(outcomes: dict[str, Outcome], share: float) -> list[dict]:
 
 def accuracies(all_: Collection, outcomes: dict[str, Outcome], share: float, runs: str, heads: int) -> list[dict]:
     """Test top-1 of a head on the run's features, weighted with what each choice's detector says."""
-    train, test = features_of(f"{runs}/rounds/00/features"), features_of(f"{runs}/rounds/00/backbone_test_features")
-    place_N = np.argsort(train.row_N)[np.searchsorted(np.sort(train.row_N), all_.evidence.row_N)]
-    feature_ND, label_N = train.feature_ND[place_N], all_.evidence.label_N.astype(np.int64)
+    test = features_of(f"{runs}/rounds/00/backbone_test_features")
+    feature_ND, label_N = all_.evidence.feature_ND, all_.evidence.label_N.astype(np.int64)
+    assert feature_ND is not None
     project = load_projection(f"{runs}/rounds/00/features")
     test_ND = test.feature_ND if project is None else project(test.feature_ND)
     classes = int(max(label_N.max(), test.label_N.max())) + 1
