@@ -1,8 +1,8 @@
 """One case of a table: everything that follows from a set of verification labels, on features that all cases share.
 
 A case runs in one process through the stages of the main job: CleanNet, signals and the judgement of every label, then
-a head for each treatment on the same features. What it found lies in its folder as arrays; a case that has them is not
-run again.
+a head for each treatment on the same features; one that retrains the backbone starts a Ray for that. What it found lies
+in its folder as arrays; a case that has them is not run again.
 
 # N images that nobody verified, T test images
 """
@@ -57,6 +57,7 @@ class Case:
     detectors: tuple[str, ...] = ()  # beside those that every run has
     treatments: tuple[str, ...] = ()
     rounds: int = 1  # judgements; before each further one the heads of the evidence are weighted by the last
+    retrained: bool = False  # the last judgement is on features of a backbone that was trained with weights
 
 
 @dataclass(frozen=True)
@@ -123,17 +124,8 @@ def run_case(base: Base, case: Case, folder: Path) -> dict[str, Any]:
     place = Place(
         str(folder), case.seed, base.settings.engine.model_copy(update={"num_workers": 1}), Progress(silent=True)
     )
+    judged = judged_labels(base, case, place) if case.classes else None
     with in_this_process(Here()):
-        judged = judge(base, case, place, base.evidence[case.seed]) if case.classes else None
-        for _ in range(case.rounds - 1):
-            assert judged is not None, "a further round follows from a judgement"
-            place = replace(place, uri=place.path(NEXT))
-            sets = base.references[case.seed]
-            seen = judging.make_evidence(
-                *(base.settings, place, base.inputs.train, base.features, sets),
-                *(place.path("evidence"), judged.weights),
-            )
-            judged = judge(base, case, place, seen)
         if judged is not None:
             keep_decisions(base, case, judged, folder)
         for name in case.treatments:
@@ -164,21 +156,48 @@ def checked_labels(base: Base, case: Case) -> pa.Table:
     return verification(train.labels(), train.true_labels(), np.array(case.classes), case.per_class, case.seed)
 
 
+def judged_labels(base: Base, case: Case, place: Place) -> Round:
+    """The last judgement of the case."""
+    with in_this_process(Here()):
+        last = judge(base, case, place, base.evidence[case.seed])
+        for _ in range(case.rounds - 1):
+            place = replace(place, uri=place.path(NEXT))
+            sets = base.references[case.seed]
+            seen = judging.make_evidence(
+                *(base.settings, place, base.inputs.train, base.features, sets),
+                *(place.path("evidence"), last.weights),
+            )
+            last = judge(base, case, place, seen)
+    if case.retrained:
+        with session(base.settings.engine):
+            own = replace(place, uri=place.path(NEXT))
+            last = pipeline.one_round(settings_of(base, case), own, inputs_of(base, case), 1, last)
+    return last
+
+
 def judge(base: Base, case: Case, place: Place, seen: Made) -> Round:
     """Judge every label by this evidence."""
-    settings = base.settings.model_copy(
+    checked = checked_labels(base, case)
+    sets, train = base.references[case.seed], base.inputs.train
+    made = judging.judge(settings_of(base, case), place, train, base.features, sets, seen, checked, place.path)
+    return Round(base.classifier, base.features, made, seen)
+
+
+def settings_of(base: Base, case: Case) -> Settings:
+    """The settings of the run, with the detectors that are to be compared."""
+    return base.settings.model_copy(
         update={"detector": base.settings.detector.model_copy(update={"compare": case.detectors})}
     )
-    checked = checked_labels(base, case)
-    sets = base.references[case.seed]
-    made = judging.judge(settings, place, base.inputs.train, base.features, sets, seen, checked, place.path)
-    return Round(base.classifier, base.features, made, seen)
+
+
+def inputs_of(base: Base, case: Case) -> Inputs:
+    return replace(base.inputs, train=Drawn(**vars(base.inputs.train), checked=checked_labels(base, case)))
 
 
 def keep_decisions(base: Base, case: Case, judged: Round, folder: Path) -> None:
     """What each detector said of images that nobody verified, and what is true of them."""
-    drawn = Drawn(**vars(base.inputs.train), checked=checked_labels(base, case))
-    known = evaluate.judgements(judged.relevance[0], base.features, drawn, base.features.num_images, case.seed)
+    drawn, images = inputs_of(base, case).train, judged.features.num_images
+    known = evaluate.judgements(judged.relevance[0], judged.features, drawn, images, case.seed)
     assert known is not None, "the tables need true labels"
     arrays: dict[str, Any] = {"label": known.label_N, "wrong": known.wrong_N, "held_out": known.held_out_N}
     arrays |= {f"called.{name}": called_N for name, called_N in known.mislabeled.items()}
@@ -200,8 +219,7 @@ def train(base: Base, case: Case, place: Place, judged: Round | None, treatment:
     assert judged is not None, f"{treatment} follows from a judgement"
     chosen = base.settings.treatment.model_copy(update={"name": treatment})
     settings = base.settings.model_copy(update={"treatment": chosen})
-    inputs = replace(base.inputs, train=Drawn(**vars(base.inputs.train), checked=checked_labels(base, case)))
-    return classifiers.train_classifier(settings, own, inputs, ON_FEATURES, judged)
+    return classifiers.train_classifier(settings, own, inputs_of(base, case), ON_FEATURES, judged)
 
 
 def supervised(base: Base, case: Case, place: Place, judged: Round | None, name: str) -> Supervision:
