@@ -18,7 +18,7 @@ QUICK = [
     "--backbone.image_size", "16", "--classifier.epochs", "2", "--classifier.finetune_epochs", "1",
     "--heads.epochs", "2", "--heads.hidden_width", "16", "--cleannet.steps", "5", "--cleannet.start_steps", "5",
     "--cleannet.class_folds", "2", "--evidence.class_folds", "2", "--evaluate.figures", "false",
-    "--evaluate.resamples", "20", "--engine.num_cpus", "2",
+    "--evaluate.resamples", "20", "--engine.num_cpus", "2", "--tracking.enabled", "false",
 ]  # fmt: skip
 NOISE = ("forward", "backward", "bottom_up", "noise_em")
 NEW = ("relabel", "instance_forward", *NOISE, "label_cleaning")
