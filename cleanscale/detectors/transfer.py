@@ -2,8 +2,10 @@
 
 A logistic model from evidence to "the label is right". Evidence is relative to the class (`maths.evidence`), so what is
 learned in some classes holds in those where nobody verified anything. How strongly it is regularised, and the
-calibration of its probability, follow from class folds: whole verified classes held out, as the others are. In a class
-with verification labels these say more of its other images (`own_labels`).
+calibration of its probability, follow from class folds: whole verified classes held out, as the others are. Calibration
+also weighs the model against CleanNet's cosine, where there is one: what heads say of a class of a dozen images is
+worth little, and a comparison with reference sets sees what they miss. In a class with verification labels these say
+more of its other images (`own_labels`).
 
 # N images, S signals
 """
@@ -31,12 +33,17 @@ BELIEVED = "margin"
 PENALTIES = (10.0, 30.0, 100.0, 300.0, 1000.0)
 UNCHOSEN_PENALTY = 300.0  # where there is a single verified class and nothing to choose by
 LEAST_SLOPE = 0.1  # calibration on few labels must not turn the ranking around
+# Not one of the signals: their common penalty is chosen for twenty that say much the same, and leaves it too little.
+COSINE = "cleannet_cosine"
+COSINE_PENALTY = 0.3  # on what differs from believing the evidence alone; 0.1 and 1 are alike (docs/log.md)
+COSINE_GAIN = 1.0  # of log-likelihood, which a weight must bring to be kept (AIC): with few labels any brings a little
 
 
 @dataclass(frozen=True)
 class Transfer:
     """P(right) = sigmoid(slope * (margin + standardised signals . coefficient + intercept) + shift), then `own`.
 
+    Before `own`, where CleanNet's cosine is known and helps: factor * log-odds + weight * cosine + shift.
     With no verification labels at all the coefficients are zero: an unsupervised rule, which calls a label wrong when
     another class is more probable out of fold. Its probabilities are the classifier's and calibrated by nothing.
     """
@@ -48,6 +55,7 @@ class Transfer:
     intercept: float
     slope: float = 1.0
     shift: float = 0.0
+    with_cosine: list[float] | None = None  # factor, weight, shift of the cosine's part
     verified: int = 0
     own: OwnLabels | None = None
 
@@ -56,8 +64,17 @@ class Transfer:
         value_NS = (signal_matrix(evidence, self.names) - self.mean_S) * self.scale_S
         return evidence.signal(BELIEVED) + value_NS @ np.asarray(self.coefficient_S) + self.intercept
 
+    def calibrated(self, logit_N: np.ndarray, evidence: Evidence) -> np.ndarray:
+        """float64 [N]: log-odds of right from `logit` and, where it is known, CleanNet's cosine."""
+        alone_N = self.slope * logit_N + self.shift
+        if self.with_cosine is None or COSINE not in evidence.signals:
+            return alone_N
+        factor, weight, shift = self.with_cosine
+        cosine_N = evidence.signal(COSINE, missing=True).astype(np.float64)
+        return np.where(np.isfinite(cosine_N), factor * alone_N + weight * cosine_N + shift, alone_N)
+
     def decide(self, evidence: Evidence) -> Decision:
-        logit_N = self.slope * self.logit(evidence) + self.shift
+        logit_N = self.calibrated(self.logit(evidence), evidence)
         if self.own is not None:
             logit_N = self.own.applied(logit_N, evidence)
         probability_N = sigmoid(logit_N).astype(np.float32)
@@ -98,15 +115,43 @@ def fit(
         )
     folds = class_fold_masks(verified.label_N, class_folds, seed)
     fitted = [_held_out_logits(verified, right_N, folds, penalty, names) for penalty in PENALTIES] if folds else []
-    losses = [float(np.logaddexp(0, np.where(right_N, -logit_N, logit_N)).mean()) for logit_N in fitted]
+    losses = [_loss(logit_N, right_N) for logit_N in fitted]
     penalty = PENALTIES[int(np.argmin(losses))] if losses else UNCHOSEN_PENALTY
     model = _fit_model(verified, right_N, penalty, names)
     if not fitted or right_N.all() or not right_N.any():
         return model
     held_out_N = fitted[int(np.argmin(losses))]
     slope, shift = fit_platt(held_out_N, right_N)
-    slope = max(slope, LEAST_SLOPE)
-    return replace(model, slope=slope, shift=shift, own=own_labels.fit(verified, right_N, slope * held_out_N + shift))
+    model = replace(model, slope=max(slope, LEAST_SLOPE), shift=shift)
+    model = replace(model, with_cosine=_with_cosine(verified, right_N, model.calibrated(held_out_N, verified)))
+    return replace(model, own=own_labels.fit(verified, right_N, model.calibrated(held_out_N, verified)))
+
+
+def _with_cosine(verified: Evidence, right_N: np.ndarray, alone_N: np.ndarray) -> list[float] | None:
+    """Factor, weight and shift of log-odds = factor * alone + weight * cosine + shift.
+
+    alone_N: calibrated log-odds by the evidence; both they and the cosines come from models that saw no verification
+    label of the image's class. None where there is no cosine, where it says too little that is new, or where one of the
+    two would count the wrong way round.
+    """
+    cosine_N = verified.signals.get(COSINE, np.full(len(verified), np.nan)).astype(np.float64)
+    known_N = np.isfinite(cosine_N)
+    if not known_N.any():
+        return None
+    alone_N, right_N = alone_N[known_N], right_N[known_N]
+    both_N2 = np.stack([alone_N, cosine_N[known_N]], axis=1)
+    centre_2, spread_2 = both_N2.mean(axis=0), np.maximum(both_N2.std(axis=0), 1e-9)
+    more_2, shift = fit_logistic((both_N2 - centre_2) / spread_2, right_N, penalty=COSINE_PENALTY, offset_N=alone_N)
+    more_2 = more_2 / spread_2
+    shift = float(shift - more_2 @ centre_2)
+    gain = _loss(alone_N, right_N) - _loss(alone_N + both_N2 @ more_2 + shift, right_N)
+    factor, weight = 1 + float(more_2[0]), float(more_2[1])
+    return [factor, weight, shift] if gain > COSINE_GAIN and factor > 0 and weight > 0 else None
+
+
+def _loss(logit_N: np.ndarray, right_N: np.ndarray) -> float:
+    """Sum over images of -log of the probability of what was found."""
+    return float(np.logaddexp(0, np.where(right_N, -logit_N, logit_N)).sum())
 
 
 def _fit_model(verified: Evidence, right_N: np.ndarray, penalty: float, names: Sequence[str]) -> Transfer:
