@@ -58,7 +58,8 @@ class BudgetSettings(BaseModel):
         5, ge=2, description="Verified classes are cut into so many folds; a repeat leaves one out and is judged on it."
     )
     cleannet: bool = Field(
-        False, description="Fit CleanNet to every budget too, for its own error, where the run's detector needs it not."
+        False,
+        description="Fit CleanNet to every budget too: for its own error, and its part in transfer's where classes are small.",
     )
     margin: float = Field(
         1.0, gt=0, description="Points of error: more verification pays when it is sure to gain or may gain so much."
