@@ -59,7 +59,7 @@ class BudgetSettings(BaseModel):
     )
     cleannet: bool = Field(
         False,
-        description="Fit CleanNet to every budget too: for its own error, and its part in transfer's where classes are small.",
+        description="Fit CleanNet to every budget too: for its own error and for its part in transfer's.",
     )
     margin: float = Field(
         1.0, gt=0, description="Points of error: more verification pays when it is sure to gain or may gain so much."
