@@ -53,7 +53,7 @@ GLYPHS = {
     },
 }
 # What takes longest begins first, so that two test processes beside each other end at about the same time.
-LONGEST = ("test_jobs.py", "test_nodes.py", "test_resume.py", "test_s3_run.py", "test_pipeline.py", "test_sweep.py")
+LONGEST = tuple(f"test_{name}.py" for name in ("jobs", "nodes", "resume", "s3_run", "pipeline", "sweep", "treatments"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
