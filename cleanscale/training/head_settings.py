@@ -9,8 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from cleanscale.errors import ConfigError
 
 # What stands for a setting that is not given: heads that one worker holds whole, and heads sharded by class.
-DENSE = {"hidden_width": 512, "epochs": 8, "batch": 512, "mixup": 1.0}
+# A batch of 0 follows from the number of images (`HeadPlan.batch_of`).
+DENSE = {"hidden_width": 512, "epochs": 8, "batch": 0, "mixup": 1.0}
 SHARDED = {"hidden_width": 0, "epochs": 1, "batch": 512, "mixup": 0.0}
+STEPS_PER_EPOCH = 50  # with fewer, heads of a few thousand images do not learn what there is to learn (docs/log.md)
+BATCHES = (32, 512)  # smallest and largest
 
 
 class HeadSettings(BaseModel):
@@ -23,7 +26,12 @@ class HeadSettings(BaseModel):
     )
     dropout: float = Field(0.0, description="Share of inputs and of hidden units dropped in training.", ge=0, lt=1)
     epochs: int | None = Field(None, ge=1, description="Passes over the images [default: 8; sharded: 1].")
-    batch: int | None = Field(None, ge=1, description="Images per step over all workers [default: 512].")
+    batch: int | None = Field(
+        None,
+        ge=1,
+        description="Images per step over all workers [default: 512, in small collections fewer, 32 at least, so that an "
+        "epoch has 50 steps; sharded: 512].",
+    )
     learning_rate: float = Field(2e-3, description="Peak learning rate of AdamW; falls to zero along a cosine.", gt=0)
     weight_decay: float = Field(0.02, description="Decoupled weight decay of AdamW.", ge=0)
     label_smoothing: float = Field(0.0, description="Share of each target spread evenly over all classes.", ge=0, lt=1)
@@ -87,3 +95,8 @@ class HeadPlan(HeadSettings):
     epochs: int  # pyright: ignore[reportIncompatibleVariableOverride]
     batch: int  # pyright: ignore[reportIncompatibleVariableOverride]
     mixup: float  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def batch_of(self, images: int) -> int:
+        """Images of a step over all workers: as given, or by the number of images, a power of two."""
+        least, most = BATCHES
+        return self.batch or min(max(1 << (images // STEPS_PER_EPOCH).bit_length() >> 1, least), most)

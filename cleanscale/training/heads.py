@@ -199,7 +199,7 @@ def _descend(
     on_epoch: Callable[[int, float], None] | None,
 ) -> None:
     together = rows.together
-    per_worker = max(1, settings.batch // together.world)
+    per_worker = max(1, settings.batch_of(rows.total) // together.world)
     steps = math.ceil(rows.total / (per_worker * together.world))
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True

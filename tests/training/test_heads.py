@@ -167,3 +167,28 @@ def test_a_constant_feature_and_a_single_image_are_no_trouble():
 def test_arrays_that_cannot_be_used_are_named(target_N, weight_N, found):
     with pytest.raises(DataError, match=found):
         fit_head(np.zeros((2, 3), np.float32), target_N, weight_N, 3, QUICK, seed=0)
+
+
+def test_a_step_sees_so_few_images_that_an_epoch_of_a_small_collection_has_fifty_steps():
+    plan = HeadSettings().dense()
+    for images in range(1, 60_000, 7):
+        batch = plan.batch_of(images)
+        assert 32 <= batch <= 512
+        assert batch == 32 or images / batch >= 50
+        assert batch == 512 or images / batch < 100
+    assert HeadSettings(batch=700).dense().batch_of(10) == 700
+
+
+def test_a_few_thousand_images_of_many_classes_are_learned():
+    """With 512 images in a step the same epochs leave most classes unlearned."""
+    rng = np.random.default_rng(0)
+    centre_CD = rng.normal(size=(200, 32))
+    label_N = np.repeat(np.arange(200), 12)
+    feature_ND, unseen_ND = (centre_CD[label_N] + rng.normal(size=(2, len(label_N), 32))).astype(np.float32)
+    noisy_N = np.where(rng.random(len(label_N)) < 0.3, rng.integers(200, size=len(label_N)), label_N)
+
+    def right(settings: HeadSettings) -> float:
+        head = fit_head(feature_ND, noisy_N, None, 200, settings, seed=0).frozen()
+        return float((head.log_probability(unseen_ND).argmax(1) == label_N).mean())
+
+    assert right(HeadSettings()) > right(HeadSettings(batch=512)) + 0.1
