@@ -29,8 +29,8 @@ class HeadSettings(BaseModel):
     batch: int | None = Field(
         None,
         ge=1,
-        description="Images per step over all workers [default: 512, in small collections fewer, 32 at least, so that an "
-        "epoch has 50 steps; sharded: 512].",
+        description="Images per step over all workers [default: 512, in small collections fewer, 32 at least, so that "
+        "an epoch has 50 steps; sharded: 512].",
     )
     learning_rate: float = Field(2e-3, description="Peak learning rate of AdamW; falls to zero along a cosine.", gt=0)
     weight_decay: float = Field(0.02, description="Decoupled weight decay of AdamW.", ge=0)
