@@ -21,7 +21,7 @@ export UV_HTTP_TIMEOUT ?= 300
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
-demo: $(STAMP)  ## find the wrong labels of the embedded data set (about five minutes, into runs/glyphs)
+demo: $(STAMP)  ## find the wrong labels of the embedded data set (about four minutes, into runs/glyphs)
 	$(PY) -m cleanscale.train
 
 # Two processes beside each other: many tests wait. A file's tests stay together, as they share runs and servers.
