@@ -35,6 +35,7 @@ from cleanscale.maths.intervals import RESAMPLES, Measured, measured_accuracy, p
 from cleanscale.maths.verification_plan import images_by_class, labels_by_class
 from cleanscale.stages import class_index
 from cleanscale.stages.features import load_projection
+from cleanscale.stages.judged_shard import places
 from cleanscale.storage.tables import read_table
 from cleanscale.training.head_settings import HeadSettings
 from cleanscale.training.heads import fit_head
@@ -72,8 +73,7 @@ def collected(runs: str, which: str) -> Collection:
     right_N = np.load(f"{runs}/ingest/train/true_label.npy")[row_N] == label_N
     keep_N = np.ones(len(row_N), bool) if which == "all" else label_N % 2 == (which == "odd")
     features = features_of(f"{folder}/features")
-    order_N = np.argsort(features.row_N)
-    feature_ND = features.feature_ND[order_N[np.searchsorted(features.row_N[order_N], row_N)]]
+    feature_ND = features.feature_ND[places(features.row_N, row_N)]
     evidence = Evidence(row_N, label_N, {name: table[name].to_numpy() for name in SIGNALS}, feature_ND)
     return Collection(evidence.select(keep_N), right_N[keep_N], superclasses(folder, runs))
 

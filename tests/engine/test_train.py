@@ -91,7 +91,7 @@ def begin_and_stay_on_a_worker(worker, begun):
 
 @contextlib.contextmanager
 def interrupted_once(begun: Path) -> Iterator[None]:
-    """One Ctrl-C for this process as soon as that file is there; a `with` that it does not end is wrong."""
+    """One Ctrl-C for this process as soon as that file is there."""
 
     def interrupt() -> None:
         while not begun.exists():
@@ -101,18 +101,17 @@ def interrupted_once(begun: Path) -> Iterator[None]:
     threading.Thread(target=interrupt, daemon=True).start()
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a process that tests are dealt to ignores it
     try:
-        with pytest.raises(KeyboardInterrupt):
-            yield
+        yield
     finally:
         signal.signal(signal.SIGINT, before)
 
 
 def test_the_first_interrupt_is_heeded_in_training_and_in_every_stage_after_one(tmp_path):
-    with interrupted_once(tmp_path / "training"):
-        begun = str(tmp_path / "training")
-        train_on_workers(begin_and_stay_on_a_worker, begun, uri=str(tmp_path / "one"), settings=EngineSettings())
+    begun, settings = str(tmp_path / "training"), EngineSettings()
+    with interrupted_once(tmp_path / "training"), pytest.raises(KeyboardInterrupt):
+        train_on_workers(begin_and_stay_on_a_worker, begun, uri=str(tmp_path / "one"), settings=settings)
     train_on_workers(meet, None, uri=str(tmp_path / "two"), settings=EngineSettings())
-    with interrupted_once(tmp_path / "shards"):
+    with interrupted_once(tmp_path / "shards"), pytest.raises(KeyboardInterrupt):
         list(map_shards(begin_and_stay, [5.0], str(tmp_path / "shards")))
 
 
