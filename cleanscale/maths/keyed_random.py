@@ -30,6 +30,7 @@ class Purpose(enum.IntEnum):
     CLASS_INDEX = 18
     NEGATIVES = 20
     DUPLICATE_IDS = 21
+    MIXUP = 22
     LABEL_CLEANING = 30
     VERIFICATION_PLAN = 40
 

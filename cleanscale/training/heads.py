@@ -207,11 +207,14 @@ def _descend(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warm_cosine(steps * settings.epochs))
     for epoch in range(settings.epochs):
         random = generator(seed, Purpose.EPOCH_ORDER, epoch, together.rank)
+        # One share for all workers of a step: with one for each, two workers' heads learned much less (docs/log.md).
+        share_S = mixup_shares(seed, epoch, steps, settings.mixup)
         loss_sum = 0.0
-        for batch_B in np.split(_epoch_order(random, len(rows.weight), steps * per_worker), steps):
+        batches = np.split(_epoch_order(random, len(rows.weight), steps * per_worker), steps)
+        for share, batch_B in zip(share_S, batches, strict=True):
             optimizer.zero_grad(set_to_none=True)
             if len(batch_B):
-                mean = _mean_loss(model, rows, torch.from_numpy(batch_B), loss, settings, random) * rows.share
+                mean = _mean_loss(model, rows, torch.from_numpy(batch_B), loss, float(share)) * rows.share
                 mean.backward()
                 loss_sum += mean.item()
             together.average_gradients(model.parameters())
@@ -229,19 +232,22 @@ def _epoch_order(random: np.random.Generator, images: int, draws: int) -> np.nda
     return np.concatenate(passes)[:draws]
 
 
+def mixup_shares(seed: int, epoch: int, steps: int, mixup: float) -> np.ndarray:
+    """float64 [steps]: one draw of Beta(mixup, mixup) for each step (Zhang et al. 2018), the same on every worker."""
+    return generator(seed, Purpose.MIXUP, epoch).beta(mixup, mixup, steps) if mixup else np.ones(steps)
+
+
 def _mean_loss(
     model: nn.Module,
     rows: _TrainingRows,
     batch_B: torch.Tensor,
     loss: Loss,
-    settings: HeadPlan,
-    random: np.random.Generator,
+    share: float,
 ) -> torch.Tensor:
-    """Mean over the batch of weight x loss."""
+    """Mean over the batch of weight x loss; share: of each image, the rest is the image that it is mixed with."""
     feature_BD, target_B, weight_B = (x[batch_B].float() if x.is_floating_point() else x[batch_B] for x in rows.arrays)
-    if not settings.mixup:
+    if share == 1:
         return (weight_B * loss(model(feature_BD), target_B)).mean()
-    share = float(random.beta(settings.mixup, settings.mixup))
     output_BX = model(share * feature_BD + (1 - share) * feature_BD.flip(0))
     loss_B, other_B = loss(output_BX, target_B), loss(output_BX, target_B.flip(0))
     return (share * weight_B * loss_B + (1 - share) * weight_B.flip(0) * other_B).mean()

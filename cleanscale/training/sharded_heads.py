@@ -23,7 +23,7 @@ from cleanscale.models.heads import FrozenHead, Layers
 from cleanscale.training.collectives import Alone, Collectives
 from cleanscale.training.head_settings import HeadPlan, HeadSettings
 from cleanscale.training.head_start import rows_of_means, standardise
-from cleanscale.training.heads import warm_cosine
+from cleanscale.training.heads import mixup_shares, warm_cosine
 from cleanscale.training.sharded_softmax import (
     NOWHERE,
     Gathered,
@@ -237,9 +237,10 @@ class _Fit:
         """Mean loss of a step, over all workers."""
         self.part.layers.train()
         loss_sum = torch.zeros((), device=self.device)
+        share_S = mixup_shares(self.seed, epoch, self.steps, self.plan.mixup)
         for step, piece in enumerate(self.data.batches(self.batch, self.steps, self.seed, epoch)):
             random = generator(self.seed, Purpose.NEGATIVES, epoch, step, self.together.rank)
-            loss_sum += self.step(epoch * self.steps + step, *piece, random)
+            loss_sum += self.step(epoch * self.steps + step, *piece, float(share_S[step]), random)
             if on_progress is not None:
                 on_progress(epoch + (step + 1) / self.steps)
         loss = float(loss_sum) / self.steps
@@ -258,10 +259,11 @@ class _Fit:
         feature_XD: torch.Tensor,
         target_X: torch.Tensor,
         weight_X: torch.Tensor,
+        share: float,
         random: np.random.Generator,
     ) -> torch.Tensor:
         rate = self.rate_at(step)
-        own_BH, given = self.gathered(feature_XD, target_X, weight_X, random)
+        own_BH, given = self.gathered(feature_XD, target_X, weight_X, share)
         loss, gradient_BH = step_of_rows(self.part, given, self.plan, rate, random, self.neighbour_CK, self.together)
         if self.optimizer is not None:
             self.step_of_layers(self.optimizer, own_BH, gradient_BH, rate)
@@ -272,13 +274,12 @@ class _Fit:
         feature_XD: torch.Tensor,
         target_X: torch.Tensor,
         weight_X: torch.Tensor,
-        random: np.random.Generator,
+        share: float,
     ) -> tuple[torch.Tensor, Gathered]:
         """(embeddings of this worker's images, filled up; the images of all workers)."""
-        share = float(random.beta(self.plan.mixup, self.plan.mixup)) if self.plan.mixup else 1.0
         target_XT, coefficient_XT = target_X[:, None], weight_X[:, None] * (self.weight_scale / self.plan.batch)
         feature_XD = feature_XD.to(self.device)
-        if self.plan.mixup:
+        if share < 1:
             feature_XD = share * feature_XD + (1 - share) * feature_XD.flip(0)
             target_XT = torch.cat([target_XT, target_XT.flip(0)], dim=1)
             coefficient_XT = torch.cat([share * coefficient_XT, (1 - share) * coefficient_XT.flip(0)], dim=1)
