@@ -26,7 +26,7 @@ from cleanscale.stages.feature_shards import Features, FeatureShards
 from cleanscale.stages.place import Place
 from cleanscale.storage import uris
 from cleanscale.storage.manifests import Manifest, open_stage
-from cleanscale.storage.rows import IN_MEMORY_BYTES, JoinedRows
+from cleanscale.storage.rows import JoinedRows
 from cleanscale.storage.shards import Shard
 from cleanscale.storage.tables import fingerprint_columns, read_table, write_table
 from cleanscale.training.cleannet import cross_fitted_relevance
@@ -34,7 +34,6 @@ from cleanscale.training.cleannet_settings import CleanNetSettings
 
 # (steps done, rows of verified images, what CleanNets that saw no label of their class say of them; NaN: nothing yet)
 OnCosines = Callable[[int, np.ndarray, np.ndarray], None]
-FEATURE_BYTES = 2  # of a number: float16, as stored
 MODEL, CROSS_FITTED, VERIFIED = "model.safetensors", "cross_fitted.parquet", "verified"
 
 
@@ -97,8 +96,8 @@ def run(
 
 
 def shards_of(features: FeatureShards, rank: int, world: int) -> list[Shard]:
-    """What a worker draws unverified images from: its share, or all of what fits in memory."""
-    if features.num_images * features.width * FEATURE_BYTES <= IN_MEMORY_BYTES:
+    """What a worker draws unverified images from: its share, or all of what fits in memory or has too few shards."""
+    if features.fit_in_memory or len(features.shards) < world:
         return list(features.shards)
     return features.deal(world)[rank]
 

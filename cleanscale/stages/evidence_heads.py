@@ -54,7 +54,7 @@ def head_name(fold: int) -> str:
 
 
 def heads_loop(worker: Worker, job: HeadsJob) -> None:
-    own = job.features.read_all(job.features.deal(worker.world)[worker.rank], worker.scratch)
+    own = job.features.read_share(worker.rank, worker.world, worker.scratch)
     weight_N = np.ones(len(own), np.float32)
     if job.weights is not None:
         weight_N = np.nan_to_num(read_array(job.weights)[own.row_N])

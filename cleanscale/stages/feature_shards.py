@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from cleanscale.storage import uris
 from cleanscale.storage.manifests import Manifest
-from cleanscale.storage.rows import empty_rows
+from cleanscale.storage.rows import empty_rows, fit_in_memory
 from cleanscale.storage.shards import Shard, deal
 from cleanscale.storage.tables import read_table
 
@@ -50,8 +50,12 @@ class FeatureShards:
             ranges.setdefault(shard.label_start, []).append(shard)
         return list(ranges.values())
 
+    @property
+    def fit_in_memory(self) -> bool:
+        return fit_in_memory(self.num_images, self.width, np.float16)
+
     def deal(self, world: int) -> list[list[Shard]]:
-        """Shards to training workers, about equally many images each."""
+        """Whole shards to training workers, about equally many images each; a shard more or less where they are few."""
         return deal(list(self.shards), world)
 
     def read(self, shard: Shard, *, ids: bool = False) -> Features:
@@ -64,14 +68,34 @@ class FeatureShards:
 
         More than fits in memory lies in a file of this node, in the folder `scratch`, and is read as it is asked for.
         """
-        row_N, label_N = self.rows_and_labels(shards)
+        return self._read_spans([(shard, slice(None)) for shard in shards], scratch)
+
+    def read_share(self, rank: int, world: int, scratch: str | None = None) -> Features:
+        """A training worker's share, in the order of `read_all`: equally many images for each, to within one.
+
+        Of few images every world-th, so that each worker meets all classes; of many a range, so that none reads all.
+        """
+        if world > 1 and self.fit_in_memory:
+            everything = self.read_all(list(self.shards))
+            return everything.take(np.arange(len(everything)) % world == rank)
+        start, stop = (self.num_images * r // world for r in (rank, rank + 1))
+        spans, before = [], 0
+        for shard in self.shards:
+            span = slice(max(0, start - before), min(shard.rows, stop - before))
+            if span.start < span.stop:
+                spans.append((shard, span))
+            before += shard.rows
+        return self._read_spans(spans, scratch)
+
+    def _read_spans(self, spans: list[tuple[Shard, slice]], scratch: str | None) -> Features:
+        row_N, label_N = self._rows_and_labels(spans)
         order_N = np.lexsort((row_N, label_N))
         feature_ND = empty_rows(len(row_N), self.width, np.float16, scratch)
         in_order = bool((np.diff(order_N) == 1).all())
         place_N = None if in_order else np.argsort(order_N)
         start = 0
-        for shard in shards:
-            part_XD = self.read(shard).feature_ND
+        for shard, span in spans:
+            part_XD = self.read(shard).feature_ND[span]
             here = slice(start, start + len(part_XD))
             feature_ND[here if place_N is None else place_N[here]] = part_XD
             start = here.stop
@@ -86,12 +110,14 @@ class FeatureShards:
                 pieces.append(piece.take(np.isin(piece.row_N, row_V)))
         return Features.concatenate(pieces, self.width).ordered()
 
-    def rows_and_labels(self, shards: list[Shard]) -> tuple[np.ndarray, np.ndarray]:
-        """(int64 rows, int32 labels) of these shards, one after the other."""
-        files = [uris.join(self.folder, f"{shard.name}.parquet") for shard in shards]
-        tables = [read_table(file, ["row", "label"]) for file in files]
+    def _rows_and_labels(self, spans: list[tuple[Shard, slice]]) -> tuple[np.ndarray, np.ndarray]:
+        """(int64 rows, int32 labels) of these pieces of shards, one after the other."""
+        pieces = [
+            (read_table(uris.join(self.folder, f"{shard.name}.parquet"), ["row", "label"]), span)
+            for shard, span in spans
+        ]
         return tuple(
-            np.concatenate([np.empty(0, kind), *(t[name].to_numpy() for t in tables)])
+            np.concatenate([np.empty(0, kind), *(table[name].to_numpy()[span] for table, span in pieces)])
             for name, kind in (("row", np.int64), ("label", np.int32))
         )  # pyright: ignore[reportReturnType]
 

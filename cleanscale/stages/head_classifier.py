@@ -109,7 +109,7 @@ def run(
 
 
 def fit_loop(worker: Worker, job: Job) -> None:
-    own = job.features.read_all(job.features.deal(worker.world)[worker.rank], worker.scratch)
+    own = job.features.read_share(worker.rank, worker.world, worker.scratch)
     taught = job.supervision.read()
     if job.plan.sharded == "on":
         fit_sharded(worker, job, own, taught)

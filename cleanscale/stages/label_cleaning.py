@@ -105,7 +105,7 @@ def run(
 
 def fit_loop(worker: Worker, job: Job) -> None:
     verification = job.data.verification()
-    own = job.features.read_all(job.features.deal(worker.world)[worker.rank], worker.scratch)
+    own = job.features.read_share(worker.rank, worker.world, worker.scratch)
     images = Images(
         own.feature_ND,
         label_edges.noisy(job.data, own.row_N),

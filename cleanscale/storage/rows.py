@@ -54,9 +54,14 @@ class MappedRows:
 Rows = np.ndarray | MappedRows  # what training takes: shape, and [positions] -> [X, D]
 
 
+def fit_in_memory(rows: int, width: int, dtype: type) -> bool:
+    """Whether so many rows are few enough for every process to hold them."""
+    return rows * width * np.dtype(dtype).itemsize <= IN_MEMORY_BYTES
+
+
 def empty_rows(rows: int, width: int, dtype: type, folder: str | None = None) -> Rows:
     """Room for so many rows: in memory when they are few, else in a file in `folder` (the system's for such files)."""
-    if rows * width * np.dtype(dtype).itemsize <= IN_MEMORY_BYTES:
+    if fit_in_memory(rows, width, dtype):
         return np.empty((rows, width), dtype)
     return MappedRows(rows, width, dtype, folder)
 
