@@ -15,9 +15,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,9 @@ from typing import Any
 import pytest
 import ray.util
 import tomli_w
+from waiting import kill_all, wait_until
 
 from cleanscale.config import merge
-from cleanscale.engine.memory import descendants
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
@@ -90,25 +89,9 @@ class Cluster:
         return f"{job['status'].lower()}: {job['message']}"
 
 
-def end(process: subprocess.Popen) -> None:
-    """SIGKILL for a process that this test started, and for all that came of it."""
-    own = [*descendants(process.pid), process.pid]
-    for pid in own:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    process.wait(30)
-
-
 def listens(port: int) -> bool:
     with socket.socket() as one:
         return one.connect_ex(("127.0.0.1", port)) == 0
-
-
-def wait_until(happened: Callable[[], bool], what: str, every_s: float = 0.1) -> None:
-    deadline = time.monotonic() + LONGEST_S
-    while not happened():
-        assert time.monotonic() < deadline, f"in {LONGEST_S} s there was no {what}"
-        time.sleep(every_s)
 
 
 def sigterm_waits(pid: int) -> bool:
@@ -187,12 +170,12 @@ def cluster(tmp_path_factory) -> Iterator[Cluster]:
     head += [f"--temp-dir={folder}/ray", f"--autoscaling-config={growing}"]
     try:
         made.begin("start", "--head", *head)
-        wait_until(lambda: listens(dashboard), "dashboard")
-        wait_until(lambda: made.ray("job", "list").returncode == 0, "dashboard")
+        wait_until(lambda: listens(dashboard), "dashboard", longest_s=LONGEST_S)
+        wait_until(lambda: made.ray("job", "list").returncode == 0, "dashboard", longest_s=LONGEST_S)
         yield made
     finally:
         for process in reversed(made.started):
-            end(process)
+            kill_all(process)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -240,18 +223,18 @@ def jobs(cluster, features_run, feature_values, small_values, stages_done, tmp_p
 
     main = folder / "main"
     assert submit("main", main, wait=False).wait(LONGEST_S) == 0
-    wait_until((main / "ingest/train/manifest.json").exists, "ingested data")
+    wait_until((main / "ingest/train/manifest.json").exists, "ingested data", longest_s=LONGEST_S)
     beside = {
         "other_folder": submit("other_folder", folder / "finished"),
         "same_folder": submit("same_folder", main),
         "relative": submit("relative", "runs/lost"),
     }
-    wait_until((main / "rounds/00/classifier/manifest.json").exists, "classifier")
+    wait_until((main / "rounds/00/classifier/manifest.json").exists, "classifier", longest_s=LONGEST_S)
     driver = json.loads((main / "lease.json").read_text())["pid"]
     os.kill(driver, signal.SIGSTOP)
     ended = {name: collect(cluster, submitted, name) for name, submitted in beside.items()}
     stop = cluster.begin("job", "stop", "main")
-    wait_until(lambda: sigterm_waits(driver), "SIGTERM for the job")
+    wait_until(lambda: sigterm_waits(driver), "SIGTERM for the job", longest_s=LONGEST_S)
     os.kill(driver, signal.SIGCONT)
     assert stop.wait(LONGEST_S) == 0
     stopped, complete = cluster.status("main"), stages_done(main)

@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import pytest
 import tomli_w
 from ray.cluster_utils import Cluster
 from run_tables import same_tables
+from waiting import wait_until
 
 from cleanscale.engine.memory import descendants
 
@@ -95,14 +95,13 @@ def cluster(monkeypatch) -> Iterator[Cluster]:
 
 def said_by(note: Path, process: subprocess.Popen) -> tuple[str, int]:
     """(id of the node, process) of the work that stays where it is, once it is there."""
-    deadline = time.monotonic() + LONGEST_S
-    while time.monotonic() < deadline:
+
+    def look() -> tuple[str, int] | None:
         with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
-            node_id, pid = json.loads(note.read_text())
-            return node_id, pid
-        assert process.poll() is None, f"it ended before {note.name}"
-        time.sleep(0.02)
-    raise AssertionError(f"nobody came to {note.name}")
+            return tuple(json.loads(note.read_text()))
+        return None
+
+    return wait_until(look, note.name, longest_s=LONGEST_S, by=process)
 
 
 def titles(node) -> list[str]:
@@ -116,13 +115,12 @@ def titles(node) -> list[str]:
 
 def node_with(cluster: Cluster, title: str) -> Any:
     """A node on which something is called so, once there is one."""
-    deadline = time.monotonic() + LONGEST_S
-    while time.monotonic() < deadline:
-        for node in cluster.worker_nodes:
-            if any(one.startswith(title) for one in titles(node)):
-                return node
-        time.sleep(0.1)
-    raise AssertionError(f"no node has {title}")
+
+    def look() -> Any:
+        having = (node for node in cluster.worker_nodes if any(one.startswith(title) for one in titles(node)))
+        return next(having, None)
+
+    return wait_until(look, f"a node with {title}", longest_s=LONGEST_S, every_s=0.1)
 
 
 def lose(cluster: Cluster, node: Any, pid: int) -> None:

@@ -11,11 +11,11 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from waiting import kill_all, wait_until
 
 from cleanscale.engine.memory import descendants
 from cleanscale.pipeline import read_inputs, train_classifier
@@ -34,27 +34,6 @@ def begun(glyphs_run, tmp_path) -> Path:
     for part in ("glyphs", "ingest"):
         shutil.copytree(glyphs_run.folder / part, folder / part)
     return folder
-
-
-def wait_for(happened: Callable[[], bool], ended: Callable[[], bool]) -> bool:
-    """Wait until it happened (True), or what was to make it happen ended (False)."""
-    deadline = time.monotonic() + LONGEST_S
-    while not happened():
-        if ended():
-            return happened()
-        assert time.monotonic() < deadline, "nothing happened"
-        time.sleep(0.02)
-    return True
-
-
-def kill_all(process: subprocess.Popen) -> None:
-    """SIGKILL for the driver and everything that it started, Ray included: as when a machine goes down."""
-    own = [*descendants(process.pid), process.pid]
-    process.kill()
-    for pid in own:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    process.wait(30)
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -94,8 +73,7 @@ def test_a_run_that_is_killed_again_and_again_ends_like_an_undisturbed_one(
                 command, cwd=begun.parent, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
             try:
-                wait_for(moment, lambda: process.poll() is not None)
-                assert process.poll() is None, "it ended before it could be killed"
+                wait_until(moment, "the moment to stop it", longest_s=LONGEST_S, by=process)
                 stop(process)
                 status = process.wait(LONGEST_S)
             finally:
@@ -127,7 +105,7 @@ def test_a_training_worker_that_is_killed_changes_no_result(glyphs_run, begun):
     inputs = read_inputs(settings, place)
 
     def kill_a_worker() -> None:
-        wait_for(lambda: bool(checkpoints(begun)), lambda: (begun / "rounds/00/classifier/manifest.json").exists())
+        wait_until(lambda: checkpoints(begun), "a checkpoint", longest_s=LONGEST_S)
         for pid in descendants(os.getpid()):
             with contextlib.suppress(OSError):
                 if "RayTrainWorker" in Path(f"/proc/{pid}/cmdline").read_text():

@@ -2,12 +2,12 @@ import itertools
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import ray
+from waiting import wait_until
 
 from cleanscale.engine import class_index
 from cleanscale.engine.class_index import ClassIndex, nodes_in_turn, opened
@@ -135,10 +135,7 @@ def test_in_a_trial_and_for_few_classes_no_actor_is_started(index):
 def test_actors_end_with_their_index(index):
     with opened(index.files.folder) as other:
         processes = [ray.get(actor.process.remote()) for actor, _ in other.actors]
-    deadline = time.monotonic() + 20
-    while any(Path(f"/proc/{p}").exists() for p in processes) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not any(Path(f"/proc/{p}").exists() for p in processes)
+    wait_until(lambda: not any(Path(f"/proc/{p}").exists() for p in processes), "the end of the actors", longest_s=20)
 
 
 def test_actors_are_dealt_to_living_nodes_by_their_cores():

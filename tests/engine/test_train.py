@@ -12,13 +12,17 @@ from pathlib import Path
 import pytest
 import ray
 import torch
+import waiting
+from waiting import wait_until
 
+from cleanscale.engine import train
 from cleanscale.engine.settings import EngineSettings
 from cleanscale.engine.tasks import map_shards
 from cleanscale.engine.train import scaling, train_on_workers
 from cleanscale.errors import ConfigError, StageError
 
-ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test module
+for module in (sys.modules[__name__], waiting):  # workers cannot import what belongs to the tests
+    ray.cloudpickle.register_pickle_by_value(module)
 pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.slow]
 
 
@@ -69,10 +73,7 @@ def wait_until_heard(run: Path) -> None:
     """Until Ray has noted the newest checkpoint as the one to go on from."""
     newest = max(path.name for path in run.glob("checkpoint_*") if path.is_dir())
     noted = run / "checkpoint_manager_snapshot.json"
-    deadline = time.monotonic() + 60
-    while not (noted.exists() and newest in noted.read_text()):
-        assert time.monotonic() < deadline, newest
-        time.sleep(0.05)
+    wait_until(lambda: noted.exists() and newest in noted.read_text(), newest, longest_s=60)
 
 
 def test_a_killed_worker_goes_on_from_the_last_checkpoint(tmp_path):
@@ -81,7 +82,8 @@ def test_a_killed_worker_goes_on_from_the_last_checkpoint(tmp_path):
 
 
 def begin_and_stay(stay_s: float, begun: str) -> None:
-    Path(begun).touch()
+    Path(begun).with_suffix(".new").write_text(str(os.getpid()))
+    Path(begun).with_suffix(".new").rename(begun)
     time.sleep(stay_s)
 
 
@@ -110,9 +112,24 @@ def test_the_first_interrupt_is_heeded_in_training_and_in_every_stage_after_one(
     begun, settings = str(tmp_path / "training"), EngineSettings()
     with interrupted_once(tmp_path / "training"), pytest.raises(KeyboardInterrupt):
         train_on_workers(begin_and_stay_on_a_worker, begun, uri=str(tmp_path / "one"), settings=settings)
+    worker = Path("/proc", Path(begun).read_text())
+    wait_until(lambda: not worker.exists(), "the end of the interrupted worker", longest_s=20)
     train_on_workers(meet, None, uri=str(tmp_path / "two"), settings=EngineSettings())
     with interrupted_once(tmp_path / "shards"), pytest.raises(KeyboardInterrupt):
         list(map_shards(begin_and_stay, [5.0], str(tmp_path / "shards")))
+
+
+def test_groups_share_the_process_of_their_controllers_and_outlive_it(tmp_path):
+    def go(name: str) -> str:
+        train_on_workers(meet, None, uri=str(tmp_path / name), settings=EngineSettings())
+        (host,) = train.hosts.values()
+        return host._actor_id.hex()
+
+    first = go("one")
+    assert go("two") == first
+    ray.kill(*train.hosts.values())
+    assert go("three") != first
+    assert (tmp_path / "three" / "rank-0").exists()
 
 
 def test_more_workers_than_gpus_is_the_users_error(tmp_path):

@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from waiting import wait_until
 
 
 def post(port: int, document: dict) -> tuple[int, dict]:
@@ -74,15 +74,12 @@ def served(registered, store, tmp_path_factory) -> Iterator[dict[str, int]]:
 
 
 def wait_for(port: int, process: subprocess.Popen, log) -> None:
-    deadline = time.monotonic() + 180
-    while True:
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=5)
-            return
-        except OSError:
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.3)
+    def answers() -> bool:
+        with contextlib.suppress(OSError):
+            return urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=5).status == 200
+        return False
+
+    wait_until(answers, log, longest_s=180, by=process, every_s=0.3)
 
 
 @pytest.mark.slow

@@ -8,12 +8,12 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from waiting import wait_until
 
 from cleanscale.tracking import Tracker, TrackingSettings, delivery, tracked
 from cleanscale.tracking.store import connect
@@ -41,11 +41,7 @@ class Server:
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env=environment
             )
-        deadline = time.monotonic() + LONG_S
-        while not self.answers():
-            assert self.process.poll() is None, (self.folder / "log").read_text()
-            assert time.monotonic() < deadline, (self.folder / "log").read_text()
-            time.sleep(0.05)
+        wait_until(self.answers, self.folder / "log", longest_s=LONG_S, by=self.process)
 
     def answers(self) -> bool:
         with contextlib.suppress(OSError):
@@ -83,10 +79,7 @@ def settings(server, monkeypatch) -> TrackingSettings:
 
 
 def wait_until_away(tracker: Tracker) -> None:
-    deadline = time.monotonic() + LONG_S
-    while not tracker.delivery.away:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: tracker.delivery.away, "a server that is away", longest_s=LONG_S)
 
 
 def test_a_run_logs_to_a_server_over_http_and_prints_nothing(server, settings, runs_in, tmp_path, capfd):

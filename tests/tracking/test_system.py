@@ -1,8 +1,9 @@
 """How busy the machine is, beside the metrics of the run."""
 
-import time
+from functools import partial
 
 import ray  # noqa: F401  it brings psutil with it, as in every run
+from waiting import wait_until
 
 from cleanscale.tracking import TrackingSettings, tracked
 from cleanscale.tracking.store import connect
@@ -10,11 +11,10 @@ from cleanscale.tracking.system import SystemMetrics
 
 
 def test_the_machine_is_measured_while_a_run_lasts(beside, runs_in, capfd):
-    client, deadline = connect(f"sqlite:///{beside / 'mlflow.db'}"), time.monotonic() + 60
+    client = connect(f"sqlite:///{beside / 'mlflow.db'}")
     with tracked(TrackingSettings(system_metrics_s=0.2), str(beside / "small")) as tracker:
-        while len(client.get_metric_history(tracker.run_id, "system/cpu_utilization_percentage")) < 2:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        history = partial(client.get_metric_history, tracker.run_id, "system/cpu_utilization_percentage")
+        wait_until(lambda: len(history()) >= 2, "two measurements", longest_s=60)
     metrics = runs_in(beside / "mlflow.db")["small"].data.metrics
     assert 0 < metrics["system/system_memory_usage_percentage"] < 100
     assert {"system/disk_usage_percentage", "system/network_receive_megabytes"} <= set(metrics)

@@ -1,11 +1,9 @@
 """Whole sweeps on small features. Slow: each starts processes for its trials, one of them is killed."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
-import time
 import tomllib
 from pathlib import Path
 
@@ -15,10 +13,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import tomli_w
+from waiting import kill_all, wait_until
 
 from cleanscale.config import load as load_run
 from cleanscale.config import merge
-from cleanscale.engine.memory import descendants
 from cleanscale.maths.detection_metrics import count_by_class, error_per_class
 from cleanscale.reporting.progress import Progress
 from cleanscale.tuning.settings import load
@@ -198,16 +196,6 @@ def without_seconds(found: dict) -> dict:
     return found | {"budgets": points}
 
 
-def kill_all(process: subprocess.Popen) -> None:
-    """SIGKILL for the driver and everything that it started: as when a machine goes down."""
-    own = [*descendants(process.pid), process.pid]
-    process.kill()
-    for pid in own:
-        if Path(f"/proc/{pid}").exists():
-            os.kill(pid, 9)
-    process.wait(30)
-
-
 def test_a_sweep_whose_driver_is_killed_goes_on_and_ends_like_an_undisturbed_one(base, budgets, tmp_path):
     folder, values = base
     copy = Path(shutil.copytree(folder, tmp_path / "runs" / "base", ignore=shutil.ignore_patterns("tune")))
@@ -221,10 +209,7 @@ def test_a_sweep_whose_driver_is_killed_goes_on_and_ends_like_an_undisturbed_one
     with (tmp_path / "log").open("w") as log:
         first = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         try:
-            deadline = time.monotonic() + 120
-            while len(finished()) < 3 and first.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.02)
-            assert first.poll() is None, (tmp_path / "log").read_text()
+            wait_until(lambda: len(finished()) >= 3, tmp_path / "log", longest_s=120, by=first)
         finally:
             kill_all(first)
         before = finished()
