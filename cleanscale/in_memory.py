@@ -142,7 +142,8 @@ class WrongLabelFinder:
         found = maths.logit_signals(heads, feature_ND, class_N, row_N, compared)
         sums = maths.class_sums(feature_ND, class_N, found.signals["log_probability"], centre_D)
         prototype_CD = maths.denoised_prototypes(sums)
-        signals = found.signals | maths.cosine_signals(prototype_CD, feature_ND, class_N, centre_D, compared)
+        cosines = maths.cosine_signals(prototype_CD, feature_ND, class_N, centre_D, compared)
+        signals = found.signals | cosines.signals
         signals |= maths.class_signals(signals, class_N, found.best_other_N)
         signals |= maths.other_class_signals(maths.class_statistics(sums), class_N, found.best_other_N)
         if self.kind.own_signals:

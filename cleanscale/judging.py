@@ -86,6 +86,7 @@ def judge(
         Sources(
             *(shards, sets[0], where["cleannet"], where["class_index"], seen[0], where["cleannet_published"]),
             {name: uri for name, (uri, _) in own.items()},
+            settings.index.suggestions,
         ),
         {"features": shards.fingerprint}
         | {name: fingerprint for name, (_, fingerprint) in made.items()}

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from run_tables import same_tables
 
@@ -24,20 +25,22 @@ GENERATED = {
         "verified_per_class": 10,
         "test_images": 300,
     },
-    # As with very many classes: sharded heads, and every image compared with its nearest classes alone.
+    # As with very many classes: sharded heads, every image compared with its nearest classes alone, cells searched.
     "heads": {"sharded": "on", "epochs": 1, "hidden_width": 0, "batch": 64},
     "evidence": {"exact_classes": 64, "candidates": 12, "tail": 24, "row_folds": 2},
+    "index": {"kind": "ivf_sq8", "neighbours": 6},
 }
 
 
 @pytest.fixture(scope="module")
 def run_with(finish, in_this_process, small_settings, tmp_path_factory):
-    """run_with(shard_bytes): the folder of a finished run."""
+    """run_with(shard_bytes, more settings): the folder of a finished run."""
 
-    def run(shard_bytes: int) -> Path:
+    def run(shard_bytes: int, **more) -> Path:
         folder = tmp_path_factory.mktemp("label_space") / "run"
+        features = {"features": {"shard_bytes": shard_bytes, "rows_per_file": 700}}
         with in_this_process():
-            finish(small_settings(folder, GENERATED, {"features": {"shard_bytes": shard_bytes, "rows_per_file": 700}}))
+            finish(small_settings(folder, GENERATED, features, more))
         return folder
 
     return run
@@ -87,6 +90,19 @@ def test_transfer_finds_more_than_filtering_where_nobody_looked(one_shard):
     }
     assert error["transfer"] < error["naive"]
     assert error["transfer"] < error["classification_filtering"] + 2
+
+
+def test_suggestions_from_neighbours_are_about_as_often_right_as_searched_ones(one_shard, run_with, by_row):
+    truth = pq.read_table(one_shard / "generated" / "train")["true_label"].to_numpy()
+    searched = run_with(1 << 30, index={"suggestions": "search"})
+    right = []
+    for folder in (one_shard, searched):
+        table = by_row(folder / "relevance")
+        wrong_N = table["mislabeled"].to_numpy() & (table["label"].to_numpy() != truth[table["row"].to_numpy()])
+        suggested_N = np.array(table["suggested_label"].to_pylist(), float)
+        right.append((suggested_N == truth[table["row"].to_numpy()])[wrong_N].mean())
+    print(right)
+    assert right[0] > right[1] - 0.02 > 0.2
 
 
 def test_heads_learn_from_the_classes_most_like_each(one_shard, given_neighbours):

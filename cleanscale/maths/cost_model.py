@@ -39,7 +39,7 @@ RATES: dict[str, Rate] = {
     "head_row": Rate(1.1e-5, "core-s per sample", f"28,500 samples/s with 512 negatives, less its FLOPs, {MEASURED}"),
     "step_latency": Rate(1e-3, "s per step of several nodes", "arithmetic: a gather and four all-reduces, 200 us each"),
     "candidates": Rate(1 / 8000, "core-s per search among 1e6", f"39 us among 98,000, recall .7, {MEASURED}"),
-    "suggestions": Rate(1 / 4000, "core-s per search among 1e6", f"80 us among 98,000, recall .8, {MEASURED}"),
+    "suggestions": Rate(6e-6, "core-s per image called wrong", f"neighbours of two classes, and of one more, {MEASURED}"),
     "evidence": Rate(72e-6, "core-s per image and head", "measured earlier: 20 core-h for 1e9, 32 candidates"),
     "cleannet_step": Rate(0.0176, "core-s per step", f"1000 steps of 64 classes x 8 queries, {MEASURED}"),
     "class_embedding": Rate(1 / 3300, "core-s per class of 50 references", "measured earlier; of 3: 92 us"),
@@ -230,7 +230,7 @@ def stages(work: Workload, cluster: Cluster) -> list[Stage]:
         ),
         Stage(
             "relevance",
-            n * (rate("relevance") + 5 * rate("table_row")) + n * work.wrong * search("suggestions", work),
+            n * (rate("relevance") + 5 * rate("table_row")) + n * work.wrong * rate("suggestions"),
             alone_s=rate("stage_start"),
             moved_bytes=n * (row_bytes(work) + 200),
             left_bytes=110 * n,
@@ -248,14 +248,10 @@ def speed(cluster: Cluster) -> float:
     return 5.0 if cluster.gpus else max(1.0, min(cluster.cores - 1, 8) / 2)  # on a GPU, starting kernels decides
 
 
-def search(kind: str, work: Workload) -> float:
-    """Core seconds of one search among all classes: it grows with the root of their number."""
-    return rate(kind) * (work.classes / 1e6) ** 0.5
-
-
 def searched(work: Workload) -> float:
-    """Core seconds of finding an image's candidates: none where it is compared with all classes."""
-    return search("candidates", work) if work.classes > work.exact_classes else 0.0
+    """Core seconds of finding an image's candidates, which grow with the root of the number of classes: none where it
+    is compared with all of them."""
+    return rate("candidates") * (work.classes / 1e6) ** 0.5 if work.classes > work.exact_classes else 0.0
 
 
 def backbone(work: Workload, cluster: Cluster, name: str, passes: float) -> Stage:

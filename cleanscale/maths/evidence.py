@@ -171,6 +171,14 @@ class ImageSignals:
     best_other_log_probability_N: np.ndarray  # float32
 
 
+@dataclass(frozen=True)
+class CosineSignals:
+    """What prototypes say of one shard."""
+
+    signals: Signals
+    nearest_other_N: np.ndarray  # int64: the class but the own whose prototype is nearest; -1 where there is none
+
+
 def logit_signals(
     heads: OutOfFold, feature_ND: np.ndarray, class_N: np.ndarray, row_N: np.ndarray, compared: Compared
 ) -> ImageSignals:
@@ -188,12 +196,13 @@ def logit_signals(
 
 def cosine_signals(
     prototype_CD: np.ndarray, feature_ND: np.ndarray, class_N: np.ndarray, centre_D: np.ndarray, compared: Compared
-) -> Signals:
+) -> CosineSignals:
     """The signals of each image of a shard that the prototypes give.
 
     `centre_D` is the mean feature of all images, everywhere the same.
     """
     signals = {name: np.empty(len(class_N), np.float32) for name in ("cosine", "cosine_margin")}
+    nearest_N = np.empty(len(class_N), np.int64)
     present_C = np.einsum("cd,cd->c", prototype_CD, prototype_CD) > 0  # classes without images have no prototype
     for rows in compared.blocks(len(class_N), feature_ND.shape[1]):
         others = compared.others(class_N[rows], rows)
@@ -203,9 +212,12 @@ def cosine_signals(
         cosine_BK = others.products(unit_BD, prototype_CD, image_B)
         present_BK = present_C if others.candidate_BM is None else present_C[others.classes(image_B)]
         present_BK = present_BK & np.isfinite(others.log_count_BK)
+        cosine_BK = np.where(present_BK, cosine_BK, -1)
+        at_B = cosine_BK.argmax(axis=1)
         signals["cosine"][rows] = own_B
-        signals["cosine_margin"][rows] = own_B - np.where(present_BK, cosine_BK, -1).max(axis=1)
-    return signals
+        signals["cosine_margin"][rows] = own_B - cosine_BK[image_B, at_B]
+        nearest_N[rows] = np.where(present_BK[image_B, at_B], others.class_of(image_B, at_B), -1)
+    return CosineSignals(signals, nearest_N)
 
 
 def image_signals(
@@ -220,7 +232,7 @@ def image_signals(
     """All IMAGE_SIGNALS of each image of a shard: `logit_signals` and `cosine_signals`."""
     found = logit_signals(heads, feature_ND, class_N, row_N, compared)
     cosines = cosine_signals(prototype_CD, feature_ND, class_N, centre_D, compared)
-    signals = found.signals | cosines
+    signals = found.signals | cosines.signals
     return replace(found, signals={name: signals[name] for name in IMAGE_SIGNALS})
 
 

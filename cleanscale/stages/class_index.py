@@ -54,7 +54,10 @@ def run(
     stage = open_stage(
         folder,
         "class_index",
-        {"index": settings.model_dump(mode="json", exclude={"shard_bytes"}), "run": {"seed": place.seed}},
+        {
+            "index": settings.content(),
+            "run": {"seed": place.seed},
+        },
         {"references": references[1], "cleannet": cleannet[1]},
     )
     if stage.complete:

@@ -44,7 +44,7 @@ from cleanscale.training.head_settings import HeadSettings
 
 PROTOTYPES, STATISTICS, CENTRE = "prototypes", "statistics", "centre.npy"
 CLASS_ARRAYS = (PROTOTYPES, STATISTICS)
-FORM = 3  # of what the stage leaves
+FORM = 4  # of what the stage leaves
 # What one pass leaves for the next; removed at the end.
 LOGITS, CANDIDATES, SUMS, IMAGES = "logits", "candidates", "sums", "images"
 PASSES = 3  # over all images: what heads say, what prototypes say, what is relative to the class
@@ -74,7 +74,8 @@ def run(
 ) -> Manifest:
     """Heads and signals of all images, a file per class shard. weights: (URI by row, fingerprint) for the heads."""
     among_candidates = num_classes > settings.exact_classes
-    search = {"index": index.model_dump(mode="json", exclude={"recall", "shard_bytes"})} if among_candidates else {}
+    index_content = {name: value for name, value in index.content().items() if name != "recall"}  # it has its own
+    search = {"index": index_content} if among_candidates else {}
     stage = open_stage(
         folder,
         "evidence",
@@ -213,8 +214,9 @@ def cosine_shard(shard: Shard, job: Job, prototype_CD: np.ndarray, centre_D: np.
     feature_ND = features.feature_ND.astype(np.float32)
     found = cosine_signals(prototype_CD, feature_ND, class_N, centre_D, compared(job, candidate_NM))
     table = read_table(uris.join(job.folder, LOGITS, f"{shard.name}.parquet"))
-    for name, value_N in found.items():
+    for name, value_N in found.signals.items():
         table = table.append_column(name, pa.array(value_N, pa.float32()))
+    table = table.append_column("nearest_other", pa.array(found.nearest_other_N, pa.int32()))
     write_table(uris.join(job.folder, IMAGES, f"{shard.name}.parquet"), table)
 
 

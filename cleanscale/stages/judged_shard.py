@@ -14,6 +14,7 @@ import pyarrow as pa
 from cleanscale.detectors import DETECTORS, Evidence
 from cleanscale.engine.class_index import ClassIndex
 from cleanscale.maths.class_embeddings import cosine, suggested
+from cleanscale.maths.class_graph import ClassGraph
 from cleanscale.maths.class_search import without
 from cleanscale.stages import class_index as class_index_stage
 from cleanscale.stages import cleannet as cleannet_stage
@@ -24,7 +25,7 @@ from cleanscale.storage.shards import Shard
 from cleanscale.storage.tables import read_table
 from cleanscale.training.cleannet import query_embeddings, relevance
 
-NOT_SIGNALS = ("row", "label", "best_other", "best_other_log_probability")
+NOT_SIGNALS = ("row", "label", "best_other", "best_other_log_probability", "nearest_other")
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Sources:
     evidence: str
     published: str | None = None  # CleanNet as published, reported beside
     signals: Mapping[str, str] = field(default_factory=dict)  # of detectors that make their own: folder of each
+    suggestions: str = "neighbours"  # or "search": of a class index that does not compare all classes
 
     def signal_names(self) -> list[str]:
         """What an Evidence made here holds."""
@@ -49,7 +51,8 @@ class Sources:
 
 @dataclass(frozen=True)
 class JudgedShard:
-    """One shard, read once. best_other_N: the most probable class but the own; -1 where there is none.
+    """One shard, read once. best_other_N: the most probable class but the own; nearest_other_N: the one whose prototype
+    is nearest; -1 where there is none.
 
     query_NE: None without CleanNet.
     """
@@ -58,6 +61,7 @@ class JudgedShard:
     evidence: Evidence
     best_other_N: np.ndarray
     best_other_log_probability_N: np.ndarray
+    nearest_other_N: np.ndarray
     query_NE: np.ndarray | None
 
     @classmethod
@@ -81,7 +85,7 @@ class JudgedShard:
         for folder in sources.signals.values():
             signals |= stored_signals(uris.join(folder, f"{shard.name}.parquet"), features.row_N)
         evidence = Evidence(features.row_N, features.label_N, signals, features.feature_ND)
-        best = (table[name].to_numpy() for name in ("best_other", "best_other_log_probability"))
+        best = (table[name].to_numpy() for name in ("best_other", "best_other_log_probability", "nearest_other"))
         return cls(features, evidence, *best, query_NE)
 
     def suggestions(self, mislabeled_N: np.ndarray, near: Nearest | None) -> tuple[pa.Array, pa.Array]:
@@ -103,21 +107,22 @@ class JudgedShard:
             relevance = pa.nulls(len(label_N), pa.float32())
         return pa.array(label_N, pa.int32(), mask=~known_N), relevance
 
-    def nearest(self, mislabeled_N: np.ndarray, index: ClassIndex | None) -> Nearest | None:
-        """What the class index says of the images called wrong; None without CleanNet."""
-        if index is None or self.query_NE is None:
+    def nearest(self, mislabeled_N: np.ndarray, classes: ClassIndex | ClassGraph | None) -> Nearest | None:
+        """What the class index says of the images called wrong, by a search or by neighbours; None without CleanNet."""
+        if classes is None or self.query_NE is None:
             return None
         wrong_X = np.flatnonzero(mislabeled_N)
         query_XE, own_X, found_X = self.query_NE[wrong_X], self.features.label_N[wrong_X], self.best_other_N[wrong_X]
-        label_XK, relevance_XK = without(*index.search(query_XE, 2), own_X)
-        return Nearest(
-            own_X,
-            self.evidence.signals["cleannet_cosine"][wrong_X],
-            found_X,
-            cosine(query_XE, index.embeddings(found_X)),
-            label_XK[:, 0],
-            np.where(label_XK[:, 0] >= 0, relevance_XK[:, 0].clip(-1, 1), np.nan),
-        )
+        if isinstance(classes, ClassGraph):
+            start_XS = np.stack([found_X, self.nearest_other_N[wrong_X]], axis=1)
+            label_X, relevance_X = classes.nearest_other(query_XE, own_X, start_XS)
+        else:
+            label_XK, relevance_XK = without(*classes.search(query_XE, 2), own_X)
+            label_X = label_XK[:, 0]
+            relevance_X = np.where(label_X >= 0, relevance_XK[:, 0].clip(-1, 1), np.nan)
+        own_relevance_X = self.evidence.signals["cleannet_cosine"][wrong_X]
+        found_relevance_X = cosine(query_XE, classes.embeddings(found_X))
+        return Nearest(own_X, own_relevance_X, found_X, found_relevance_X, label_X, relevance_X)
 
 
 @dataclass(frozen=True)

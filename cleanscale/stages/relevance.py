@@ -19,9 +19,10 @@ import pyarrow as pa
 from cleanscale import schema
 from cleanscale.detectors import DETECTORS, Decision, Evidence
 from cleanscale.engine.class_index import ClassIndex, opened
-from cleanscale.engine.tasks import map_shards
+from cleanscale.engine.tasks import map_shards, shared_value
+from cleanscale.maths.class_graph import ClassGraph
 from cleanscale.stages import class_index as class_index_stage
-from cleanscale.stages import open_set
+from cleanscale.stages import open_set, vector_index
 from cleanscale.stages.judged_shard import (
     JudgedShard,
     Nearest,
@@ -34,6 +35,7 @@ from cleanscale.stages.place import Place
 from cleanscale.stages.settings import DetectorSettings, TreatmentSettings
 from cleanscale.storage import uris
 from cleanscale.storage.arrays import scatter, write_array
+from cleanscale.storage.index_files import IndexFiles
 from cleanscale.storage.manifests import Manifest, open_stage, write_json
 from cleanscale.storage.shards import Shard
 from cleanscale.storage.tables import fingerprint_columns, read_table, write_table
@@ -71,6 +73,7 @@ def run(
         "relevance",
         {
             "detector": settings.model_dump(mode="json", exclude={"published_steps"}),
+            "index": {"suggestions": sources.suggestions},
             "treatment": treatment.model_dump(mode="json", include={"name"}),
             "evidence": {"class_folds": class_folds},
             "run": {"seed": place.seed},
@@ -87,8 +90,8 @@ def run(
         write_json(stage.path(DETECTORS_FILE), {name: f.to_dict() for name, f in fitted.items()})
         write_json(stage.path(open_set.THRESHOLD), open_set.threshold(evidence, verified_N))
         shards = list(sources.features.shards)
-        with searched(sources, use_gpu=place.engine.use_gpu) as index:
-            for position, _ in map_shards(judge_shard, shards, job, index):
+        with known_classes(sources, use_gpu=place.engine.use_gpu) as classes:
+            for position, _ in map_shards(judge_shard, shards, job, classes):
                 step.advance(shards[position].rows)
         for _ in map_shards(gather_weights, [num_rows], job):
             pass
@@ -96,12 +99,17 @@ def run(
 
 
 @contextlib.contextmanager
-def searched(sources: Sources, *, use_gpu: bool) -> Iterator[ClassIndex | None]:
-    """The index of class embeddings for the time of a `with`; None without CleanNet."""
+def known_classes(sources: Sources, *, use_gpu: bool) -> Iterator[Any]:
+    """What suggestions come from, for tasks, for the time of a `with`: the index of class embeddings, or, where it does
+    not compare all of them, their graph of neighbours; None without CleanNet."""
     if sources.class_index is None:
         yield None
         return
-    with opened(class_index_stage.index_folder(sources.class_index), use_gpu=use_gpu) as index:
+    folder = class_index_stage.index_folder(sources.class_index)
+    if sources.suggestions == "neighbours" and IndexFiles.read(folder).plan.kind != "flat":
+        yield shared_value(vector_index.class_graph, folder)
+        return
+    with opened(folder, use_gpu=use_gpu) as index:
         yield index
 
 
@@ -142,7 +150,7 @@ def fit_detectors(job: Job, evidence: Evidence, verified_N: np.ndarray, class_fo
     return fitted
 
 
-def judge_shard(shard: Shard, job: Job, index: ClassIndex | None) -> None:
+def judge_shard(shard: Shard, job: Job, classes: ClassIndex | ClassGraph | None) -> None:
     """Write the shard's relevance table and what every detector decided."""
     known = JudgedShard.read(shard, job.sources)
     fitted = json.loads(uris.read_bytes(uris.join(job.folder, DETECTORS_FILE)))
@@ -157,7 +165,7 @@ def judge_shard(shard: Shard, job: Job, index: ClassIndex | None) -> None:
     decision = decisions[job.settings.name]
     # Where somebody looked, what they found stands; elsewhere what the detector says.
     wrong_N = np.where(verified_N == schema.UNSEEN, decision.mislabeled_N, verified_N == schema.WRONG)
-    near = known.nearest(wrong_N, index)
+    near = known.nearest(wrong_N, classes)
     judged = relevance_table(job, known, decision, verified_N, wrong_N, near)
     write_table(uris.join(job.folder, f"{shard.name}.parquet"), judged)
     if near is not None:

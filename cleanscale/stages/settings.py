@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -165,3 +165,12 @@ class ClassIndexSettings(BaseModel):
         128 * 2**20, ge=2**10, description="Size of the vectors of a range of classes; changes no result."
     )
     neighbours: int = Field(16, ge=1, description="Nearest other classes that are kept of each class.")
+    suggestions: Literal["neighbours", "search"] = Field(
+        "neighbours",
+        description="Where not all classes are compared, suggested labels come from the neighbours of the classes that "
+        "the evidence found, or from a search that takes many times as long and is right a little more often.",
+    )
+
+    def content(self) -> dict[str, Any]:
+        """What the index itself depends on."""
+        return self.model_dump(mode="json", exclude={"shard_bytes", "suggestions"})

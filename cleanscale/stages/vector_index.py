@@ -18,6 +18,7 @@ from cleanscale.engine.class_index import ClassIndex, opened
 from cleanscale.engine.tasks import map_shards
 from cleanscale.maths import class_search
 from cleanscale.maths.class_embeddings import unit
+from cleanscale.maths.class_graph import ClassGraph
 from cleanscale.maths.class_search import SearchPlan, without
 from cleanscale.maths.keyed_random import Purpose, hash_rows
 from cleanscale.stages.settings import ClassIndexSettings
@@ -215,6 +216,17 @@ def read_neighbours(folder: str, start: int, stop: int, most: int | None = None)
                 found = np.full((stop - start, part_XK.shape[1]), -1, np.int32)
             found[low - start : high - start] = part_XK
     return np.full((stop - start, 0), -1, np.int32) if found is None else found
+
+
+def class_graph(folder: str) -> ClassGraph:
+    """All classes of an index and their neighbours, by class id, in the memory of whoever asks."""
+    files = IndexFiles.read(folder)
+    stop = max((one.stop for one in files.ranges), default=0)
+    vector_CE = np.zeros((stop, files.plan.width), np.float32)
+    for one in files.ranges:
+        label_C = read_array(uris.join(folder, one.file("labels")))
+        vector_CE[label_C] = mapped_array(uris.join(folder, one.file("vectors")))
+    return ClassGraph(vector_CE, read_neighbours(folder, 0, stop))
 
 
 def complete(folder: str, made: str) -> bool:
