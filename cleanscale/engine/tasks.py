@@ -39,12 +39,14 @@ def _run(function: Callable[..., Any], item: Any, shared: tuple[Any, ...]) -> An
 
 
 def map_shards(
-    function: Callable[..., Any], items: Sequence[Any], *shared: Any, num_cpus: float = 1.0
+    function: Callable[..., Any], items: Sequence[Any], *shared: Any, num_cpus: float = 1.0, waits: bool = False
 ) -> Iterator[tuple[int, Any]]:
     """Yield (position, function(item, *shared)) as tasks finish, in any order.
 
     `shared` values go to the object store once, those of `shared_value` are there already: every node has one copy,
     whose arrays all its tasks read in place. What a task returns must be small: shards write their results to disk.
+    waits: the tasks ask actors. Ray starts another for each that waits, so that all that are handed out would be in
+    memory at once: these are no more than the cores and one, whose wait is what makes a cluster grow.
     In a trial (`engine.here`) they are done one after the other instead. Raises: the CleanscaleError of a task.
     """
     if here() is not None:
@@ -56,7 +58,7 @@ def map_shards(
     in_flight: dict[Any, int] = {}
     while waiting or in_flight:
         # Asked again each time: tasks that wait are what makes a cluster start nodes, whose cores then take more.
-        most = max(2, int(2 * cluster_cpus()))
+        most = max(2, int(2 * cluster_cpus()) if not waits else int(cluster_cpus()) + 1)
         while waiting and len(in_flight) < most:
             position = waiting.popleft()
             task = _run.options(num_cpus=num_cpus).remote(function, items[position], tuple(references))

@@ -39,7 +39,9 @@ RATES: dict[str, Rate] = {
     "head_row": Rate(1.1e-5, "core-s per sample", f"28,500 samples/s with 512 negatives, less its FLOPs, {MEASURED}"),
     "step_latency": Rate(1e-3, "s per step of several nodes", "arithmetic: a gather and four all-reduces, 200 us each"),
     "candidates": Rate(1 / 8000, "core-s per search among 1e6", f"39 us among 98,000, recall .7, {MEASURED}"),
-    "suggestions": Rate(6e-6, "core-s per image called wrong", f"neighbours of two classes, and of one more, {MEASURED}"),
+    "suggestions": Rate(
+        6e-6, "core-s per image called wrong", f"neighbours of two classes, and of one more, {MEASURED}"
+    ),
     "evidence": Rate(72e-6, "core-s per image and head", "measured earlier: 20 core-h for 1e9, 32 candidates"),
     "cleannet_step": Rate(0.0176, "core-s per step", f"1000 steps of 64 classes x 8 queries, {MEASURED}"),
     "class_embedding": Rate(1 / 3300, "core-s per class of 50 references", "measured earlier; of 3: 92 us"),
@@ -305,7 +307,9 @@ def shards(work: Workload) -> int:
 def memory(work: Workload, cluster: Cluster) -> dict[str, float]:
     """Bytes: what one node holds at most, by holder; `driver` is on one node only."""
     # A task that waits for the class index gives its core back, and another begins beside it.
-    at_once = min(cluster.cores * (2 if work.sharded else 1), shards(work))
+    at_once = min(
+        cluster.cores + work.sharded, shards(work)
+    )  # one more than the cores, while others wait for the index
     values = head_values(work)
     head = 12 * values / (cluster.nodes if work.sharded else 1)  # weights, optimiser, gradients or the start's sums
     of_classes = 4.0 * work.classes * (work.width + 24)  # prototypes and statistics
@@ -313,7 +317,7 @@ def memory(work: Workload, cluster: Cluster) -> dict[str, float]:
     predictor = 4.0 * work.classes * work.backbone_width if work.on_images else 0.0
     return {
         "processes": 1.2e9 + 0.25e9 * cluster.cores,
-        # Some twenty copies of a shard's features: measured with 2e7 images of 1e6 classes (12.3 GB in all).
+        # Some twenty copies of a shard's features: measured with 2e7 images of 1e6 classes.
         "tasks": at_once * 20.0 * min(work.shard_bytes, 2 * work.width * work.images),
         "object store": max(predictor, scorers + of_classes, 4.0 * work.classes * work.embedding + of_classes),
         "class index": 10.0 * work.classes * max(work.width, work.embedding) / cluster.nodes,

@@ -34,13 +34,13 @@ NEARLY_EVEN = float(np.log(2))  # the label is at most twice as probable as the 
 
 def find(index: ClassIndex, folder: str) -> None:
     """Write the most similar pairs of all classes, how far their reference sets overlap, and how sure that is."""
-    found = dict(map_shards(pairs_of_range, index.files.ranges, index))
+    found = dict(map_shards(pairs_of_range, index.files.ranges, index, waits=True))
     pairs = most_similar(pa.concat_tables([found[k] for k in sorted(found)]))
     label_P, other_P = pairs["label_a"].to_numpy(), pairs["label_b"].to_numpy()
     overlap_P = sure_P = np.empty(0, np.float32)
     if len(pairs):
         wanted_L = np.unique(np.concatenate([label_P, other_P]))
-        spreads = dict(map_shards(spread_of_range, index.files.ranges, index, wanted_L))
+        spreads = dict(map_shards(spread_of_range, index.files.ranges, index, wanted_L, waits=True))
         spread = ClassSpread.concatenate([spreads[k] for k in sorted(spreads) if spreads[k] is not None])
         overlap_P, sure_P = spread.pairs(label_P, other_P)
     for name, value_P in (("reference_overlap", overlap_P), ("sure", sure_P)):

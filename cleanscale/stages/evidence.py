@@ -108,7 +108,8 @@ def run(
             shards, ranges = list(features.shards), features.class_ranges()
             centre_D = centre_of(job)
             scorers = shared_value(heads_of, folder, settings.row_folds, place.seed)
-            each_missing(logit_shard, shards, job, LOGITS, scorers, among, centre_D, heard=step.advance)
+            asks = among is not None
+            each_missing(logit_shard, shards, job, LOGITS, scorers, among, centre_D, heard=step.advance, waits=asks)
             each_missing(prototype_range, ranges, job, PROTOTYPES)
             prototypes = shared_value(class_arrays.read_classes, stage.path(PROTOTYPES), PROTOTYPES, num_classes)
             each_missing(cosine_shard, shards, job, IMAGES, prototypes, centre_D, heard=step.advance)
@@ -128,6 +129,7 @@ def each_missing(
     kind: str,
     *shared: Any,
     heard: Callable[[int], None] = lambda _: None,
+    waits: bool = False,
 ) -> None:
     """A pass over shards, or over ranges of classes: those whose file an interrupted run has left to do.
 
@@ -136,7 +138,7 @@ def each_missing(
     there = {file.path for file in uris.list_files(uris.join(job.folder, kind), missing_is_error=False)}
     missing = [item for item in items if file_of(kind, item) not in there]
     heard(images_of(items) - images_of(missing))
-    for position, _ in map_shards(function, missing, job, *shared):
+    for position, _ in map_shards(function, missing, job, *shared, waits=waits):
         heard(images_of([missing[position]]))
 
 

@@ -91,7 +91,8 @@ def run(
         write_json(stage.path(open_set.THRESHOLD), open_set.threshold(evidence, verified_N))
         shards = list(sources.features.shards)
         with known_classes(sources, use_gpu=place.engine.use_gpu) as classes:
-            for position, _ in map_shards(judge_shard, shards, job, classes):
+            waits = isinstance(classes, ClassIndex)
+            for position, _ in map_shards(judge_shard, shards, job, classes, waits=waits):
                 step.advance(shards[position].rows)
         for _ in map_shards(gather_weights, [num_rows], job):
             pass

@@ -187,7 +187,7 @@ def probes_for(index: ClassIndex, query_QE: np.ndarray, target: float, most: int
 
 def write_neighbours(index: ClassIndex, probes: int | None, most: int) -> None:
     """For every range of the index an int32 array [stop - first, K]: a row per class id, -1 where there is none."""
-    for _ in map_shards(neighbours_of_range, index.files.ranges, index, probes, most):
+    for _ in map_shards(neighbours_of_range, index.files.ranges, index, probes, most, waits=True):
         pass
 
 
