@@ -306,10 +306,8 @@ def shards(work: Workload) -> int:
 
 def memory(work: Workload, cluster: Cluster) -> dict[str, float]:
     """Bytes: what one node holds at most, by holder; `driver` is on one node only."""
-    # A task that waits for the class index gives its core back, and another begins beside it.
-    at_once = min(
-        cluster.cores + work.sharded, shards(work)
-    )  # one more than the cores, while others wait for the index
+    # A task that waits for the class index gives its core back, and one more begins beside it (`engine.tasks`).
+    at_once = min(cluster.cores + work.sharded, shards(work))
     values = head_values(work)
     head = 12 * values / (cluster.nodes if work.sharded else 1)  # weights, optimiser, gradients or the start's sums
     of_classes = 4.0 * work.classes * (work.width + 24)  # prototypes and statistics
