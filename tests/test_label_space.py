@@ -101,7 +101,6 @@ def test_suggestions_from_neighbours_are_about_as_often_right_as_searched_ones(o
         wrong_N = table["mislabeled"].to_numpy() & (table["label"].to_numpy() != truth[table["row"].to_numpy()])
         suggested_N = np.array(table["suggested_label"].to_pylist(), float)
         right.append((suggested_N == truth[table["row"].to_numpy()])[wrong_N].mean())
-    print(right)
     assert right[0] > right[1] - 0.02 > 0.2
 
 

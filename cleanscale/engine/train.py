@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -11,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import ray
 import ray.exceptions
@@ -24,6 +25,8 @@ from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.worker_group import WorkerGroup
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cleanscale import errors
@@ -41,6 +44,7 @@ log = logging.getLogger(__name__)
 STATE = "state.pt"
 PROGRESS = "progress.json"
 ATTEMPTS = "attempts.json"
+ANSWER_TIMEOUT_S = 10.0
 UNUSED_CALLBACKS = (DatasetsCallback, PlacementGroupCleanerCallback)
 
 
@@ -119,17 +123,35 @@ def train_here(loop: Callable[[Worker, Any], None], config: Any, how: Here, uri:
         torch.set_num_threads(threads)
 
 
-@ray.remote(num_cpus=0)
-class ControllerHost:
-    """The process of the controllers of all worker groups of a driver: another for each would import torch again."""
+class Group(WorkerGroup):
+    """Ray Train's; what it has reserved is known to its process."""
 
-    async def run(self, arguments: dict[str, Any]) -> Any:
-        controller = TrainController(**arguments)
-        await controller.run()
+    reserved: ClassVar[list[PlacementGroup]] = []
+
+    def _create_placement_group(self, *args: Any) -> Any:
+        handle = super()._create_placement_group(*args)
+        self.reserved.append(handle.placement_group)
+        return handle
+
+
+class Controller(TrainController):
+    worker_group_cls = Group
+
+
+class ControllerHost:
+    """An actor for the controllers of all worker groups of a driver: another for each would import torch again."""
+
+    def run(self, arguments: dict[str, Any]) -> Any:
+        Group.reserved.clear()
+        controller = Controller(**arguments)
+        asyncio.run(controller.run())
         return controller.get_result()
 
     def lives(self) -> bool:
         return True
+
+    def reserved(self) -> list[PlacementGroup]:
+        return Group.reserved
 
 
 hosts: dict[tuple[str, str], Any] = {}  # by Ray session and job
@@ -147,13 +169,12 @@ class Trainer(TorchTrainer):
         try:
             return ray.get(host.run.remote(arguments))
         except BaseException:  # Ctrl-C too: the group is not to outlive whoever asked for it
-            hosts.clear()
-            ray.kill(host)
+            end_of(host)
             raise
 
     def _create_default_callbacks(self) -> list[Any]:
         """Without two that start a process for every group (3 s of a core): no loop gets its data from Ray Train, and
-        the places of a group whose controller died are free again when the driver ends, which it then does."""
+        `end_of` frees what an interrupted group has reserved."""
         return [c for c in super()._create_default_callbacks() if not isinstance(c, UNUSED_CALLBACKS)]
 
 
@@ -167,10 +188,21 @@ def controller_host() -> Any:
     hosts.clear()
     on_this_node = NodeAffinitySchedulingStrategy(context.get_node_id(), soft=False)
     environment = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"} | get_env_vars_to_propagate()
-    hosts[key] = ControllerHost.options(
-        scheduling_strategy=on_this_node, runtime_env={"env_vars": environment}
-    ).remote()
+    own = {"scheduling_strategy": on_this_node, "runtime_env": {"env_vars": environment}}
+    # Two at a time: it answers while a controller runs.
+    hosts[key] = ray.remote(num_cpus=0, max_concurrency=2, **own)(ControllerHost).remote()
     return hosts[key]
+
+
+def end_of(host: Any) -> None:
+    """End a host with the group that it may have; what that has reserved would stay so until the driver ends."""
+    hosts.clear()
+    reserved = []
+    with contextlib.suppress(ray.exceptions.RayError):
+        reserved = ray.get(host.reserved.remote(), timeout=ANSWER_TIMEOUT_S)
+    ray.kill(host)
+    for group in reserved:
+        remove_placement_group(group)
 
 
 def train_on_workers(
@@ -238,6 +270,8 @@ def scaling(settings: EngineSettings) -> ScalingConfig:
     return ScalingConfig(
         num_workers=settings.num_workers,
         use_gpu=settings.use_gpu,
+        # A GPU's worker has its card and wants the others near; one on CPUs wants the cores and memory of a node.
+        placement_strategy="PACK" if settings.use_gpu else "SPREAD",
         resources_per_worker={"CPU": cpus} | ({"GPU": 1.0} if settings.use_gpu else {}),
     )
 

@@ -137,7 +137,7 @@ def load_frozen(uri: str) -> FrozenHead:
         return head_from_bytes(content).frozen()
     config, layers = _read_layers(uri)
     num_classes = config["num_classes"]
-    weight_CH, bias_C = (class_arrays.read_classes(uri, name, num_classes) for name in ("weight", "bias"))
+    weight_CH, bias_C = (class_arrays.read_classes(uri, name, num_classes, every=True) for name in ("weight", "bias"))
     return FrozenHead(*layers.frozen_layers(), weight_CH, bias_C)
 
 
@@ -151,7 +151,7 @@ def load_dense(uri: str) -> Head:
     with torch.device("meta"):
         head = Head(*(config[name] for name in names))
     rows = {
-        f"output.{name}": torch.from_numpy(class_arrays.read_classes(uri, name, config["num_classes"]))
+        f"output.{name}": torch.from_numpy(class_arrays.read_classes(uri, name, config["num_classes"], every=True))
         for name in ("weight", "bias")
     }
     head.load_state_dict(layers.state_dict() | rows, assign=True)

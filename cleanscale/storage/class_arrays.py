@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from cleanscale.errors import StageError
 from cleanscale.storage import uris
 from cleanscale.storage.arrays import read_array, write_array
 
@@ -22,9 +23,13 @@ def write_range(folder: str, name: str, first: int, value_CX: np.ndarray) -> Non
     write_array(uris.join(folder, file_name(name, first)), value_CX)
 
 
-def read_classes(folder: str, name: str, num_classes: int) -> np.ndarray:
-    """[C, ...] of all classes; zeros for those that no range holds."""
+def read_classes(folder: str, name: str, num_classes: int, *, every: bool = False) -> np.ndarray:
+    """[C, ...] of all classes; zeros for those that no range holds.
+
+    Raises: StageError where every class is to have its row and some have none.
+    """
     whole: np.ndarray | None = None
+    rows = 0
     for file in uris.list_files(folder, (".npy",)):
         first = first_of(name, file.path)
         if first < 0:
@@ -33,6 +38,12 @@ def read_classes(folder: str, name: str, num_classes: int) -> np.ndarray:
         if whole is None:
             whole = np.zeros((num_classes, *part_CX.shape[1:]), part_CX.dtype)
         whole[first : first + len(part_CX)] = part_CX
+        rows += len(part_CX)
+    if every and rows != num_classes:
+        raise StageError(
+            f"'{folder}' holds '{name}' of {rows} classes; expected all {num_classes}: a file was lost; remove the "
+            "folder of the stage and run the job again, which makes it"
+        )
     assert whole is not None, f"no range of '{name}' in {folder}"
     return whole
 

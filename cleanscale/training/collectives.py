@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -61,6 +61,7 @@ class TorchDistributed:
     def __init__(self) -> None:
         self.rank = torch.distributed.get_rank()
         self.world = torch.distributed.get_world_size()
+        self.device = device_of(torch.distributed.get_backend())
 
     def average_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         trained = [p for p in parameters if p.requires_grad]
@@ -71,22 +72,29 @@ class TorchDistributed:
             p.grad = grad.view_as(p).to(p.dtype)
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        total = tensor.clone()
-        torch.distributed.all_reduce(total)
-        return total
+        return self._reduced(tensor, torch.distributed.ReduceOp.SUM)
 
     def maximum(self, tensor: torch.Tensor) -> torch.Tensor:
-        highest = tensor.clone()
-        torch.distributed.all_reduce(highest, op=torch.distributed.ReduceOp.MAX)
-        return highest
+        return self._reduced(tensor, torch.distributed.ReduceOp.MAX)
+
+    def _reduced(self, tensor: torch.Tensor, how: Any) -> torch.Tensor:
+        found = tensor.to(self.device or tensor.device, copy=True)
+        torch.distributed.all_reduce(found, op=how)
+        return found.to(tensor.device)
 
     def gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        found = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(self.world)]
-        torch.distributed.all_gather(found, tensor.detach().contiguous())
-        return torch.cat(found)
+        given = tensor.detach().to(self.device or tensor.device).contiguous()
+        found = [torch.empty_like(given) for _ in range(self.world)]
+        torch.distributed.all_gather(found, given)
+        return torch.cat(found).to(tensor.device)
 
     def wait(self) -> None:
         torch.distributed.barrier()
+
+
+def device_of(backend: str) -> torch.device | None:
+    """Where tensors must lie for a backend; None: where they are. NCCL takes none of the CPU's."""
+    return torch.device("cuda", torch.cuda.current_device()) if backend == "nccl" else None
 
 
 def collectives() -> Collectives:

@@ -139,13 +139,12 @@ def fit_out_of_fold_heads(
 
 @dataclass(frozen=True)
 class _TrainingRows:
-    """This worker's images with a positive weight; `share` is their number by the mean number over workers."""
+    """This worker's images with a positive weight."""
 
     feature: torch.Tensor
     target: torch.Tensor
     weight: torch.Tensor  # scaled: mean 1 over all workers' images
     total: int  # images over all workers
-    share: float
     together: Collectives
 
     @property
@@ -172,7 +171,6 @@ class _TrainingRows:
             torch.from_numpy(target_N).to(device),
             torch.from_numpy(weight_N * np.float32(total / weight_sum)).to(device),
             int(total),
-            len(weight_N) * together.world / total,
             together,
         )
 
@@ -199,8 +197,10 @@ def _descend(
     on_epoch: Callable[[int, float], None] | None,
 ) -> None:
     together = rows.together
-    per_worker = max(1, settings.batch_of(rows.total) // together.world)
-    steps = math.ceil(rows.total / (per_worker * together.world))
+    batch = max(settings.batch_of(rows.total), together.world)
+    steps = math.ceil(rows.total / batch)
+    # Each worker's part of a batch is its part of the images, which need not be even once some have no weight.
+    draws = round(steps * batch * len(rows.weight) / rows.total)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
     )
@@ -210,11 +210,12 @@ def _descend(
         # One share for all workers of a step: with one for each, two workers' heads learned much less (docs/log.md).
         share_S = mixup_shares(seed, epoch, steps, settings.mixup)
         loss_sum = 0.0
-        batches = np.split(_epoch_order(random, len(rows.weight), steps * per_worker), steps)
+        batches = np.array_split(_epoch_order(random, len(rows.weight), draws), steps)
         for share, batch_B in zip(share_S, batches, strict=True):
             optimizer.zero_grad(set_to_none=True)
             if len(batch_B):
-                mean = _mean_loss(model, rows, torch.from_numpy(batch_B), loss, float(share)) * rows.share
+                mean = _mean_loss(model, rows, torch.from_numpy(batch_B), loss, float(share))
+                mean = mean * (len(batch_B) * together.world / batch)
                 mean.backward()
                 loss_sum += mean.item()
             together.average_gradients(model.parameters())

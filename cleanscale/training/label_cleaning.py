@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from cleanscale.errors import DataError, StageError
+from cleanscale.errors import ConfigError, DataError, StageError
 from cleanscale.maths.keyed_random import Purpose, generator
 from cleanscale.maths.label_cleaning import (
     StepClasses,
@@ -88,7 +88,8 @@ class Trainer:
     """Fits classifiers and cleaners on the same images, each by its own keyed randomness.
 
     seed: with the number of workers and the settings all that results depend on, on CPU. on_step(losses) hears of every
-    step. Raises: DataError when there is nothing to learn from, StageError when a loss is no longer finite.
+    step. Raises: DataError when there is nothing to learn from, ConfigError when a worker's part of the batch is too
+    small for the share of verified images, StageError when a loss is no longer finite.
     """
 
     def __init__(
@@ -114,6 +115,12 @@ class Trainer:
             raise DataError("no image is left to train on; expected at least one accepted image; see rejected.parquet")
         self.per_worker = max(1, settings.batch // self.together.world)
         self.verified_each = min(max(1, round(settings.verified_share * self.per_worker)), self.per_worker)
+        if self.together.world > 1 and settings.verified_share * self.per_worker < 0.5:
+            raise ConfigError(
+                f"--cleaning.batch is {settings.batch} for {self.together.world} workers: a share of "
+                f"{settings.verified_share:g} verified images in {self.per_worker} is less than half of one; expected "
+                "one for each worker; raise --cleaning.batch or lower --engine.num_workers"
+            )
 
     def steps(self, name: str) -> int:
         """Steps of `fit(name)`, known beforehand."""

@@ -114,6 +114,8 @@ def test_the_first_interrupt_is_heeded_in_training_and_in_every_stage_after_one(
         train_on_workers(begin_and_stay_on_a_worker, begun, uri=str(tmp_path / "one"), settings=settings)
     worker = Path("/proc", Path(begun).read_text())
     wait_until(lambda: not worker.exists(), "the end of the interrupted worker", longest_s=20)
+    free = lambda: ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"]  # noqa: E731
+    wait_until(free, "the cores of the interrupted group", longest_s=20)
     train_on_workers(meet, None, uri=str(tmp_path / "two"), settings=EngineSettings())
     with interrupted_once(tmp_path / "shards"), pytest.raises(KeyboardInterrupt):
         list(map_shards(begin_and_stay, [5.0], str(tmp_path / "shards")))
@@ -140,5 +142,7 @@ def test_more_workers_than_gpus_is_the_users_error(tmp_path):
 def test_a_cluster_that_was_joined_may_still_get_its_gpus(caplog):
     asked = scaling(EngineSettings(num_workers=2, use_gpu=True, address="auto"))
     assert asked.num_workers == 2
+    assert asked.placement_strategy == "PACK"
+    assert scaling(EngineSettings(num_workers=2)).placement_strategy == "SPREAD"
     assert asked.resources_per_worker["GPU"] == 1
     assert "waiting for it to start more" in caplog.text

@@ -114,12 +114,15 @@ class Threads:
             p.grad = self.sum(grad) / self.world
 
 
-def fit_on_threads(parts: list[tuple[np.ndarray, np.ndarray]], settings: HeadSettings) -> list[Head]:
+def fit_on_threads(
+    parts: list[tuple[np.ndarray, np.ndarray]], settings: HeadSettings, start: Head | None = None
+) -> list[Head]:
     barrier, board, heads = threading.Barrier(len(parts)), [None] * len(parts), [None] * len(parts)
 
     def work(rank: int) -> None:
         workers = Threads(rank, len(parts), barrier, board)
-        heads[rank] = fit_head(*parts[rank], None, 5, settings, seed=0, collectives=workers)
+        classes = start.config["num_classes"] if start else 5
+        heads[rank] = fit_head(*parts[rank], None, classes, settings, seed=0, collectives=workers, start=start)
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(len(parts))]
     for thread in threads:
@@ -137,6 +140,26 @@ def test_workers_end_with_the_same_head_also_when_one_has_no_images():
     for head in heads[1:]:
         torch.testing.assert_close(head.mean_D, heads[0].mean_D)
     assert min(accuracy(head, feature_ND, class_N) for head in heads) > 0.95
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9, 1.0])
+def test_an_epoch_sees_every_image_however_unevenly_workers_hold_them(share):
+    random = np.random.default_rng(3)
+    centre_CD, class_N = random.standard_normal((40, 16)), np.repeat(np.arange(40), 40)
+    feature_ND = (centre_CD[class_N] + 1.2 * random.standard_normal((len(class_N), 16))).astype(np.float32)
+    unseen_ND = (centre_CD[class_N] + 1.2 * random.standard_normal((len(class_N), 16))).astype(np.float32)
+    settings = QUICK.model_copy(update={"dropout": 0.0, "hidden_width": 0, "epochs": 2, "batch": 64})
+    still = settings.model_copy(update={"learning_rate": 1e-12})
+    start = fit_head(feature_ND, class_N, None, 40, still, seed=0)  # threads share torch's random numbers
+    alone = fit_head(feature_ND, class_N, None, 40, settings, seed=0, start=start)
+    order_N = random.permutation(len(class_N))
+    cut = int(share * len(order_N))
+    parts = [(feature_ND[at], class_N[at]) for at in (order_N[:cut], order_N[cut:])]
+    (head, other) = fit_on_threads(parts, settings, start)
+    expected = accuracy(alone, unseen_ND, class_N)
+    assert 0.2 < expected < 0.9
+    assert abs(accuracy(head, unseen_ND, class_N) - expected) < 0.03
+    torch.testing.assert_close(head.output.weight, other.output.weight)
 
 
 def test_frozen_heads_score_as_the_module_does_and_heads_come_back_from_their_state():

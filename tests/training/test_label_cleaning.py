@@ -5,9 +5,10 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score
 
-from cleanscale.errors import DataError, StageError
+from cleanscale.errors import ConfigError, DataError, StageError
 from cleanscale.maths.label_lists import LabelLists
 from cleanscale.models.label_cleaner import LabelCleaner, cleaner_from_bytes, cleaner_to_bytes
+from cleanscale.training.collectives import Alone
 from cleanscale.training.head_settings import HeadPlan
 from cleanscale.training.label_cleaning import Images, Trainer, Verified, clean
 from cleanscale.training.label_cleaning_settings import CleaningSettings
@@ -129,6 +130,14 @@ def test_a_pretrained_cleaner_stays_as_it_is_while_the_classifier_learns(world, 
 def test_batches_are_nine_parts_noisy_to_one_part_verified(world):
     fits = Trainer(world.images(), world.verified(), C, CleaningSettings(), HEADS, seed=0)
     assert (fits.per_worker - fits.verified_each, fits.verified_each) == (115, 13)
+
+
+def test_more_workers_than_the_batch_has_verified_images_for_is_the_users_error(world):
+    class OneOfMany(Alone):
+        world = 20  # 4 images each, of which a tenth would be verified
+
+    with pytest.raises(ConfigError, match=r"--cleaning\.batch is 80 for 20 workers"):
+        Trainer(world.images(), world.verified(), C, SETTINGS, HEADS, seed=0, collectives=OneOfMany())
 
 
 def test_drawn_classes_train_about_as_well_as_all(world, fitted):
