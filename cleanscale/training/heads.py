@@ -207,7 +207,7 @@ def _descend(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warm_cosine(steps * settings.epochs))
     for epoch in range(settings.epochs):
         random = generator(seed, Purpose.EPOCH_ORDER, epoch, together.rank)
-        # One share for all workers of a step: with one for each, two workers' heads learned much less (docs/log.md).
+        # One share for all workers of a step, as one worker with the whole batch would draw it.
         share_S = mixup_shares(seed, epoch, steps, settings.mixup)
         loss_sum = 0.0
         batches = np.array_split(_epoch_order(random, len(rows.weight), draws), steps)
