@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -34,10 +35,12 @@ GENERATED = {
 
 @pytest.fixture(scope="module")
 def run_with(finish, in_this_process, small_settings, tmp_path_factory):
-    """run_with(shard_bytes, more settings): the folder of a finished run."""
+    """run_with(shard_bytes, more settings): the folder of a finished run; begun: one whose stages it takes over."""
 
-    def run(shard_bytes: int, **more) -> Path:
+    def run(shard_bytes: int, begun: Path | None = None, **more) -> Path:
         folder = tmp_path_factory.mktemp("label_space") / "run"
+        if begun is not None:
+            shutil.copytree(begun, folder)
         features = {"features": {"shard_bytes": shard_bytes, "rows_per_file": 700}}
         with in_this_process():
             finish(small_settings(folder, GENERATED, features, more))
@@ -94,7 +97,7 @@ def test_transfer_finds_more_than_filtering_where_nobody_looked(one_shard):
 
 def test_suggestions_from_neighbours_are_about_as_often_right_as_searched_ones(one_shard, run_with, by_row):
     truth = pq.read_table(one_shard / "generated" / "train")["true_label"].to_numpy()
-    searched = run_with(1 << 30, index={"suggestions": "search"})
+    searched = run_with(1 << 30, one_shard, index={"suggestions": "search"})
     right = []
     for folder in (one_shard, searched):
         table = by_row(folder / "relevance")

@@ -74,6 +74,7 @@ def test_a_run_that_is_killed_again_and_again_ends_like_an_undisturbed_one(
             )
             try:
                 wait_until(moment, "the moment to stop it", longest_s=LONGEST_S, by=process)
+                assert process.poll() is None, "it ended before it could be killed"
                 stop(process)
                 status = process.wait(LONGEST_S)
             finally:
@@ -105,7 +106,8 @@ def test_a_training_worker_that_is_killed_changes_no_result(glyphs_run, begun):
     inputs = read_inputs(settings, place)
 
     def kill_a_worker() -> None:
-        wait_until(lambda: checkpoints(begun), "a checkpoint", longest_s=LONGEST_S)
+        trained = begun / "rounds/00/classifier/manifest.json"
+        wait_until(lambda: checkpoints(begun) or trained.exists(), "a checkpoint", longest_s=LONGEST_S)
         for pid in descendants(os.getpid()):
             with contextlib.suppress(OSError):
                 if "RayTrainWorker" in Path(f"/proc/{pid}/cmdline").read_text():

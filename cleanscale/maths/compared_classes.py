@@ -74,14 +74,6 @@ class Others:
         tail_XS = np.broadcast_to(self.tail_S, (len(at_X), len(self.tail_S)))
         return np.concatenate([self.candidate_BM[at_X], tail_XS], axis=1)
 
-    def class_of(self, at_X: np.ndarray, column_X: np.ndarray) -> np.ndarray:
-        """int [X]: the class of one column for each of some images of the block."""
-        if self.candidate_BM is None or self.tail_S is None:
-            return column_X
-        candidates = self.candidate_BM.shape[1]
-        near_X = self.candidate_BM[at_X, np.minimum(column_X, candidates - 1)]
-        return np.where(column_X < candidates, near_X, self.tail_S[np.maximum(column_X - candidates, 0)])
-
     def products(self, vector_XH: np.ndarray, class_CH: np.ndarray, at_X: np.ndarray) -> np.ndarray:
         """[X, K] dot products of some images of the block with the vectors of their classes."""
         if self.candidate_BM is None or self.tail_S is None:

@@ -210,13 +210,14 @@ def cosine_signals(
         own_B = gathered_products(unit_BD, prototype_CD, class_N[rows, None])[:, 0]
         image_B = np.arange(len(unit_BD))
         cosine_BK = others.products(unit_BD, prototype_CD, image_B)
-        present_BK = present_C if others.candidate_BM is None else present_C[others.classes(image_B)]
+        class_BK = others.classes(image_B)
+        present_BK = present_C if others.candidate_BM is None else present_C[class_BK]
         present_BK = present_BK & np.isfinite(others.log_count_BK)
         cosine_BK = np.where(present_BK, cosine_BK, -1)
         at_B = cosine_BK.argmax(axis=1)
         signals["cosine"][rows] = own_B
         signals["cosine_margin"][rows] = own_B - cosine_BK[image_B, at_B]
-        nearest_N[rows] = np.where(present_BK[image_B, at_B], others.class_of(image_B, at_B), -1)
+        nearest_N[rows] = np.where(present_BK[image_B, at_B], class_BK[image_B, at_B], -1)
     return CosineSignals(signals, nearest_N)
 
 

@@ -153,7 +153,8 @@ def train_loop(worker: Worker, job: Job) -> None:
     plan = data.plan()
     taught = job.supervision.read()
     row_N = taught.rows(data.accepted_rows())
-    row_N = np.resize(row_N, max(len(row_N), worker.world))  # of fewer images than workers, some have the same one
+    if 0 < len(row_N) < worker.world:  # some workers have the same image
+        row_N = np.resize(row_N, worker.world)
     label_R = data.labels()
     classifier = first_model(job, data.num_classes)
     images = Images(data.settings, job.augmentation, classifier.backbone.image_size, job.seed)

@@ -37,7 +37,7 @@ def standardise(layers: Layers, data: StreamedFeatures, together: Collectives) -
         sums_X[:width] += feature_XD.sum(0)
         sums_X[width:-1] += feature_XD.square().sum(0)
         sums_X[-1] += len(feature_XD)
-    sums_X = together.sum(sums_X.to(layers.mean_D.device)) if together.world > 1 else sums_X
+    sums_X = together.sum(sums_X)
     mean_D, square_D = sums_X[:width] / sums_X[-1], sums_X[width:-1] / sums_X[-1]
     spread_D = (square_D - mean_D.square()).clamp_min(0).sqrt()
     layers.mean_D.copy_(mean_D)

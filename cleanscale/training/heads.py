@@ -159,7 +159,7 @@ class _TrainingRows:
             used_N = weight_N > 0
             feature_ND, target_N, weight_N = feature_ND[used_N], target_N[used_N], weight_N[used_N]
         sums = torch.tensor([len(weight_N), float(weight_N.sum(dtype=np.float64))], dtype=torch.float64)
-        total, weight_sum = together.sum(sums.to(device) if device != "cpu" else sums).tolist()
+        total, weight_sum = together.sum(sums).tolist()
         if not weight_sum > 0:
             raise DataError(
                 "no image with a positive weight is left to train the head on; expected at least one; "

@@ -109,7 +109,7 @@ class Trainer:
         self.settings, self.heads, self.seed, self.device = settings, heads, seed, device
         self.together = collectives or Alone()
         self.on_step = on_step
-        counts = torch.tensor([len(images.noisy), len(images.noisy.label_E)], dtype=torch.float64, device=device)
+        counts = torch.tensor([len(images.noisy), len(images.noisy.label_E)], dtype=torch.float64)
         self.total, self.labels = (int(value) for value in self.together.sum(counts).tolist())
         if self.total == 0:
             raise DataError("no image is left to train on; expected at least one accepted image; see rejected.parquet")
@@ -184,7 +184,7 @@ class Trainer:
             part = np.arange(start, min(start + SUMMED_ROWS, len(self.images.noisy)))
             part_BD = torch.from_numpy(np.asarray(self.images.feature_ND[part], np.float64))
             sums_2D += torch.stack([part_BD.sum(0), part_BD.square().sum(0)])
-        mean_D, square_D = self.together.sum(sums_2D.to(self.device)).cpu() / self.total
+        mean_D, square_D = self.together.sum(sums_2D) / self.total
         spread_D = (square_D - mean_D.square()).clamp_min(0)
         scale = 1 / spread_D.mean().sqrt().clamp_min(1e-6)
         return mean_D.float(), scale.float().expand(width).clone()
@@ -202,7 +202,7 @@ class Trainer:
         noisy = _endless(own, noisy_each, rng)
         verified = _endless(np.arange(len(self.verified)), verified_each, rng)
         # Workers take equally many steps: one with more images than others stands for more in each.
-        all_own = int(self.together.sum(torch.tensor([len(own)], dtype=torch.float64, device=self.device)).item())
+        all_own = int(self.together.sum(torch.tensor([len(own)], dtype=torch.float64)).item())
         share = len(own) * self.together.world / all_own if noisy_each and all_own else 1.0
         with self._seeded(_DROPOUT, about, self.together.rank):
             step.train()

@@ -88,7 +88,7 @@ def fit_sharded_head(
     used_N = np.ones(len(target_N), bool) if used_N is None else used_N
     data = StreamedFeatures(feature_ND, target_N, weight_N, used_N)
     totals = torch.tensor([data.images, float(weight_N[data.used_N].sum(dtype=np.float64))], dtype=torch.float64)
-    images, weight_sum = together.sum(totals.to(device)).tolist()
+    images, weight_sum = together.sum(totals).tolist()
     if not weight_sum > 0:
         raise DataError(
             "no image with a positive weight is left to train the head on; expected at least one; "
@@ -223,7 +223,7 @@ class _Fit:
         self.part, self.data, self.plan, self.seed, self.together = part, data, plan, seed, together
         self.weight_scale, self.neighbour_CK, self.device = weight_scale, neighbour_CK, device
         self.batch = max(1, plan.batch // together.world)
-        most = together.maximum(torch.tensor([data.images], dtype=torch.float64, device=device))
+        most = together.maximum(torch.tensor([data.images], dtype=torch.float64))
         self.steps = math.ceil(float(most) / self.batch)
         self.rate_at = warm_cosine(self.steps * plan.epochs)
         self.trained = list(part.layers.parameters())

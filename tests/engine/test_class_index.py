@@ -136,6 +136,7 @@ def test_actors_end_with_their_index(index):
     with opened(index.files.folder) as other:
         processes = [ray.get(actor.process.remote()) for actor, _ in other.actors]
     wait_until(lambda: not any(Path(f"/proc/{p}").exists() for p in processes), "the end of the actors", longest_s=20)
+    assert not any(Path(f"/proc/{p}").exists() for p in processes)
 
 
 def test_actors_are_dealt_to_living_nodes_by_their_cores():

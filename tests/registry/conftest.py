@@ -58,7 +58,7 @@ def table_of(folder: Path) -> pa.Table:
 
 
 @pytest.fixture(scope="session")
-def test_images(runs) -> pa.Table:
+def unseen_images(runs) -> pa.Table:
     """id, image, label of the glyphs that the run was tested on."""
     return table_of(runs / "small" / "glyphs" / "test")
 

@@ -23,15 +23,15 @@ def load(registered, store):
     return lambda model: mlflow.pyfunc.load_model(f"models:/{model}@champion")
 
 
-def test_the_classifier_predicts_what_the_training_job_predicted(load, test_images, own_predictions):
-    found = load("small-classifier").predict(pd.DataFrame({"image": test_images["image"].to_pylist()}))
+def test_the_classifier_predicts_what_the_training_job_predicted(load, unseen_images, own_predictions):
+    found = load("small-classifier").predict(pd.DataFrame({"image": unseen_images["image"].to_pylist()}))
     own_NK = own_predictions("small")
     np.testing.assert_array_equal(np.array(found["top_labels"].tolist()), own_NK)
     assert found["label"].tolist() == own_NK[:, 0].tolist()
     assert found["error"].isna().all()
 
 
-def test_probabilities_are_those_of_the_network(load, registered, test_images):
+def test_probabilities_are_those_of_the_network(load, registered, unseen_images):
     import torch
 
     from cleanscale.stages import classifier as stage
@@ -43,14 +43,14 @@ def test_probabilities_are_those_of_the_network(load, registered, test_images):
     features = Features.of_table(pq.read_table(file), model.backbone.width)
     with torch.inference_mode():
         probability_NC = model.head(torch.from_numpy(features.feature_ND.astype(np.float32))).softmax(1).numpy()
-    found = load("small-classifier").predict(pd.DataFrame({"image": test_images["image"].to_pylist()}))
+    found = load("small-classifier").predict(pd.DataFrame({"image": unseen_images["image"].to_pylist()}))
     want_N = probability_NC.max(axis=1)[np.argsort(features.row_N)]
     np.testing.assert_allclose(found["probability"].to_numpy(float), want_N, rtol=0, atol=2e-3)  # features are float16
 
 
-def test_classes_are_named_and_their_number_is_asked_for(load, registered, test_images):
+def test_classes_are_named_and_their_number_is_asked_for(load, registered, unseen_images):
     names = tomllib.loads((registered / "small" / "settings.toml").read_text())["classes"]["names"]
-    frame = pd.DataFrame({"image": test_images["image"].to_pylist()[:3]})
+    frame = pd.DataFrame({"image": unseen_images["image"].to_pylist()[:3]})
     for asked, given in ((1, 1), (2, 2), (100, 8)):
         found = load("small-classifier").predict(frame, params={"top_k": asked})
         for _, row in found.iterrows():
@@ -61,16 +61,16 @@ def test_classes_are_named_and_their_number_is_asked_for(load, registered, test_
             assert given < 8 or sum(row["top_probabilities"]) == pytest.approx(1, abs=1e-5)
 
 
-def test_one_answer_does_not_depend_on_what_else_is_asked(load, test_images):
-    images = test_images["image"].to_pylist()
+def test_one_answer_does_not_depend_on_what_else_is_asked(load, unseen_images):
+    images = unseen_images["image"].to_pylist()
     model = load("small-classifier")
     together = model.predict(pd.DataFrame({"image": images}))["probability"].to_numpy(float)
     alone = [model.predict(pd.DataFrame({"image": [image]}))["probability"][0] for image in images[:8]]
     np.testing.assert_allclose(alone, together[:8], atol=2e-3)
 
 
-def test_an_image_that_cannot_be_read_is_a_row_with_a_reason(load, test_images, own_predictions):
-    good = test_images["image"].to_pylist()[:2]
+def test_an_image_that_cannot_be_read_is_a_row_with_a_reason(load, unseen_images, own_predictions):
+    good = unseen_images["image"].to_pylist()[:2]
     found = load("small-classifier").predict(pd.DataFrame({"image": [good[0], b"no image", good[1]]}))
     assert found["error"].tolist() == [None, "unreadable image: not a known image format", None]
     assert found["label"].tolist() == [own_predictions("small")[0, 0], None, own_predictions("small")[1, 0]]

@@ -83,9 +83,9 @@ def wait_for(port: int, process: subprocess.Popen, log) -> None:
 
 
 @pytest.mark.slow
-def test_the_served_classifier_says_what_the_training_job_said(served, test_images, own_predictions):
+def test_the_served_classifier_says_what_the_training_job_said(served, unseen_images, own_predictions):
     """Slow: starts two MLflow servers."""
-    encoded = [base64.b64encode(image).decode() for image in test_images["image"].to_pylist()]
+    encoded = [base64.b64encode(image).decode() for image in unseen_images["image"].to_pylist()]
     status, answer = post(
         served["classifier"], {"dataframe_split": {"columns": ["image"], "data": [[e] for e in encoded]}}
     )
@@ -101,9 +101,9 @@ def test_the_served_classifier_says_what_the_training_job_said(served, test_imag
 
 
 @pytest.mark.slow
-def test_a_bad_image_over_http_is_a_row_and_bad_json_is_the_callers_error(served, test_images):
+def test_a_bad_image_over_http_is_a_row_and_bad_json_is_the_callers_error(served, unseen_images):
     """Slow: needs the servers of the test above."""
-    good = base64.b64encode(test_images["image"][0].as_py()).decode()
+    good = base64.b64encode(unseen_images["image"][0].as_py()).decode()
     bad = base64.b64encode(b"no image at all").decode()
     status, answer = post(served["classifier"], {"dataframe_records": [{"image": bad}, {"image": good}]})
     assert status == 200

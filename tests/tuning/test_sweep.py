@@ -210,6 +210,7 @@ def test_a_sweep_whose_driver_is_killed_goes_on_and_ends_like_an_undisturbed_one
         first = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         try:
             wait_until(lambda: len(finished()) >= 3, tmp_path / "log", longest_s=120, by=first)
+            assert first.poll() is None, (tmp_path / "log").read_text()
         finally:
             kill_all(first)
         before = finished()
