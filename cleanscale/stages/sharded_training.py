@@ -11,11 +11,13 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from cleanscale.engine.train import Worker
 from cleanscale.models.heads import Layers
 from cleanscale.stages import head_files
 from cleanscale.storage import uris
+from cleanscale.training.collectives import Collectives
 from cleanscale.training.head_settings import HeadPlan
 from cleanscale.training.sharded_classifier import OfSpreadRows, drawn_part
 from cleanscale.training.sharded_heads import HeadPart, fit_sharded_head
@@ -40,7 +42,7 @@ def fit_or_go_on(
     """The head into `uri` (as `head_files` writes it). After an interruption it goes on behind the last whole epoch,
     also with another number of workers. start: the head to fine-tune. Returns what is below the rows."""
     together = worker.collectives
-    part, before = begun(uri, plan.epochs), None
+    part, before = begun(uri, plan.epochs, together), None
     if part is not None:
         before = head_files.read_part(part, together, worker.device)
     elif start is not None:
@@ -129,7 +131,9 @@ def checkpoint(uri: str, epochs: int) -> str:
     return f"{uri}-after-{epochs:03d}"
 
 
-def begun(uri: str, epochs: int) -> str | None:
-    """The newest whole checkpoint of an interrupted fit."""
-    found = (checkpoint(uri, done) for done in range(epochs - 1, 0, -1))
-    return next((one for one in found if head_files.exists(one)), None)
+def begun(uri: str, epochs: int, together: Collectives) -> str | None:
+    """The newest whole checkpoint of an interrupted fit that any worker sees: shared disks may show one later than
+    another, and all must go on behind the same epoch."""
+    done = next((epoch for epoch in range(epochs - 1, 0, -1) if head_files.exists(checkpoint(uri, epoch))), 0)
+    newest = int(together.maximum(torch.tensor(done)))
+    return checkpoint(uri, newest) if newest else None

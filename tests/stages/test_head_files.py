@@ -6,7 +6,7 @@ from worker_threads import on_threads
 from cleanscale.engine.train import LoneWorker, Worker
 from cleanscale.models.heads import Head
 from cleanscale.stages import head_files
-from cleanscale.stages.sharded_training import fit_or_go_on
+from cleanscale.stages.sharded_training import begun, fit_or_go_on
 from cleanscale.training.collectives import Alone
 from cleanscale.training.head_settings import HeadSettings
 from cleanscale.training.sharded_heads import fit_sharded_head
@@ -100,6 +100,15 @@ def test_an_interrupted_fit_goes_on_with_another_number_of_workers_and_back(tmp_
     length_C = np.linalg.norm(whole.weight_CH, axis=1) * np.linalg.norm(cut.weight_CH, axis=1)
     assert ((whole.weight_CH * cut.weight_CH).sum(1) / length_C).min() > 0.95
     np.testing.assert_allclose(cut.hidden_HD, whole.hidden_HD, atol=0.02)
+
+
+def test_workers_that_do_not_see_the_same_checkpoints_go_on_behind_the_newest(tmp_path, images):
+    fit(tmp_path / "seen", images, 1, stop_after=2)
+    fit(tmp_path / "stale", images, 1, stop_after=1)
+    for seen_by in (["seen", "stale"], ["stale", "seen"], ["nothing", "seen"]):
+        found = on_threads(lambda together, of=seen_by: begun(f"{tmp_path}/{of[together.rank]}/head", 3, together), 2)
+        assert [name.rpartition("/")[2] for name in found] == ["head-after-002"] * 2
+    assert begun(f"{tmp_path}/nothing/head", 3, Alone()) is None
 
 
 def test_a_dense_head_is_found_by_the_same_name(tmp_path):
