@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -120,11 +120,19 @@ class WrongLabelFinder:
         verified_N: np.ndarray | Sequence[int] | None = None,
     ) -> pa.Table:
         """Decisions about another collection: its evidence is its own, what evidence means is what `fit` learned."""
-        if self.fitted is None:
+        if self.fitted is None or self._collection is None:
             raise DataError(
                 "nothing has been fitted; expected a call of fit(features, labels, verified) first; call it"
             )
-        return self._collect(_Arrays.checked(features_ND, labels_N, verified_N)).table(self.fitted)
+        arrays, known = _Arrays.checked(features_ND, labels_N, verified_N), self._collection.arrays
+        if arrays.feature_ND.shape[1] != known.feature_ND.shape[1]:
+            raise DataError(
+                f"features are {arrays.feature_ND.shape[1]} wide; expected {known.feature_ND.shape[1]} as in fit: what "
+                "evidence means was learned on those; extract features as for fit"
+            )
+        found = self._collect(arrays)
+        evidence = replace(found.evidence, label_N=known.numbers_of(arrays))
+        return replace(found, evidence=evidence).table(self.fitted)
 
     def _collect(self, arrays: _Arrays) -> _Collection:
         with one_thread():
@@ -198,6 +206,20 @@ class _Arrays:
             )
         return cls(feature_ND, class_N.astype(np.int64), label_C, _checked_verified(verified_N, len(label_N)))
 
+    def numbers_of(self, other: _Arrays) -> np.ndarray:
+        """int32 [N]: the numbers that classes of another collection have here; -1 for those that are not here."""
+        at_C = np.minimum(np.searchsorted(self.label_C, other.label_C), len(self.label_C) - 1)
+        number_C = np.where(self.label_C[at_C] == other.label_C, at_C, -1)
+        return number_C[other.class_N].astype(np.int32)
+
+
+def _type_of(label_C: np.ndarray) -> pa.DataType:
+    """Of a column of such labels: integers as in the tables of runs, where they fit."""
+    if label_C.dtype.kind == "U":
+        return pa.string()
+    fits = np.iinfo(np.int32).min <= label_C[0] and label_C[-1] <= np.iinfo(np.int32).max
+    return pa.int32() if fits else pa.from_numpy_dtype(label_C.dtype)
+
 
 def _check_features(feature_ND: np.ndarray) -> None:
     if feature_ND.ndim != 2 or 0 in feature_ND.shape:
@@ -251,7 +273,7 @@ class _Collection:
             probability_N = (~mislabeled_N).astype(np.float32)
         probability_N = np.where(seen_N, arrays.verified_N, probability_N).astype(np.float32)
         unsuggested_N = ~mislabeled_N | (self.suggestion_N < 0)
-        label_type = pa.string() if arrays.label_C.dtype.kind == "U" else pa.int32()
+        label_type = _type_of(arrays.label_C)
         columns = {
             "row": self.evidence.row_N,
             "id": self.evidence.row_N.astype(str),

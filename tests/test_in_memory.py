@@ -125,6 +125,37 @@ def test_what_was_learned_in_one_collection_is_applied_to_another():
     assert np.mean(table["mislabeled"].to_numpy() == ~other_right_N) > 0.93
 
 
+def test_what_fit_learned_of_a_class_is_applied_to_that_class_in_another_collection():
+    """Classes are numbered by their place among the labels, which is another one there."""
+    feature_ND, label_N, right_N, _ = make_collection()
+    finder = WrongLabelFinder(heads=QUICK).fit(feature_ND, label_N * 10, verify(label_N, right_N))
+    told = []
+
+    class Told:
+        def decide(self, evidence):
+            told.append(evidence.label_N)
+            return fitted.decide(evidence)
+
+    fitted, finder.fitted = finder.fitted, Told()
+    some_N = label_N >= 2
+    other_N = np.where(label_N == 5, 55, label_N * 10)[some_N]  # a class that fit has not seen
+    finder.decide(feature_ND[some_N], other_N)
+    np.testing.assert_array_equal(told[0], np.where(other_N == 55, -1, label_N[some_N]))
+
+
+def test_features_of_another_width_than_those_of_fit_are_refused():
+    feature_ND, label_N, right_N, _ = make_collection()
+    finder = WrongLabelFinder(heads=QUICK).fit(feature_ND, label_N, verify(label_N, right_N))
+    with pytest.raises(DataError, match="8 wide; expected 16"):
+        finder.decide(feature_ND[:, :8], label_N)
+
+
+def test_labels_may_be_integers_of_64_bits():
+    feature_ND, label_N, _, _ = make_collection()
+    table = find_wrong_labels(feature_ND, label_N + 5_000_000_000, heads=QUICK)
+    assert set(table["label"].to_pylist()) == set((label_N + 5_000_000_000).tolist())
+
+
 def test_deciding_before_fitting_is_refused():
     feature_ND, label_N, _, _ = make_collection()
     with pytest.raises(DataError, match="nothing has been fitted"):

@@ -17,6 +17,7 @@ from cleanscale.errors import DataError
 
 UNKNOWN, MISSING = -1, -2  # what `encode` writes where there is no class id
 _MAX_ID = 2**31 - 1
+_MOST_EMPTY = 10_000_000
 _MERGED_TOGETHER = 1 << 22  # labels that may wait before they are made distinct
 
 
@@ -117,6 +118,7 @@ class LabelMap:
                 "no image has a usable label; expected class names or integers from 0 on; name the right column with "
                 "--data.label"
             )
+        _check_span(ids)
         return cls(None, ids)
 
     @property
@@ -177,6 +179,16 @@ class LabelMap:
         assert self.names is not None
         place_N = np.asarray(pc.fill_null(pc.index_in(pc.cast(column, pa.string()), self.names.array), UNKNOWN))
         return np.where(_missing(column), MISSING, place_N).astype(np.int32)
+
+
+def _check_span(ids: np.ndarray) -> None:
+    """Memory follows the largest id, of which there is no use where classes are few."""
+    bound = int(ids[-1]) + 1
+    if bound > _MOST_EMPTY and bound > 100 * len(ids):
+        raise DataError(
+            f"the {len(ids)} classes have integer labels up to {ids[-1]}; expected ids below {_MOST_EMPTY} or fewer "
+            "than 99 of 100 unused: memory follows the largest; number the classes anew, or make the labels text"
+        )
 
 
 def _missing(column: pa.ChunkedArray | pa.Array) -> np.ndarray:

@@ -23,8 +23,9 @@ class ClassGraph:
 
     def embeddings(self, label_N: np.ndarray) -> np.ndarray:
         """float32 [N, E]; NaN for classes without."""
-        vector_NE = self.vector_CE[np.maximum(label_N, 0)]
-        there_N = (np.asarray(label_N) >= 0) & vector_NE.any(axis=1)
+        known_N = (np.asarray(label_N) >= 0) & (np.asarray(label_N) < len(self.vector_CE))
+        vector_NE = self.vector_CE[np.where(known_N, label_N, 0)]
+        there_N = known_N & vector_NE.any(axis=1)
         return np.where(there_N[:, None], vector_NE, np.nan).astype(np.float32)
 
     def nearest_other(
@@ -34,6 +35,7 @@ class ClassGraph:
 
         Those are the classes to start from (-1: none), their neighbours, and then the neighbours of the best of them.
         """
+        start_XS = np.where(start_XS < len(self.vector_CE), start_XS, -1)  # ids beyond the last class with images
         label_X = np.full(len(own_X), -1, np.int32)
         cosine_X = np.full(len(own_X), -np.inf, np.float32)
         looked_at = start_XS.shape[1] * (1 + self.neighbour_CK.shape[1])

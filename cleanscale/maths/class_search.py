@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from cleanscale.maths.class_embeddings import gathered
+from cleanscale.maths.compared_classes import blocks_of_rows
 from cleanscale.maths.keyed_random import Purpose, sampled
 
 SLACK = 8  # candidates asked for beyond those wanted: classes that tie at the end show
@@ -157,23 +158,29 @@ class RangeIndex:
         label_QR = np.full((len(query_QE), candidates), -1, np.int32)
         first_QR = np.full(label_QR.shape, -np.inf, np.float32)
         exact_QR = first_QR.copy()
-        open_X, asked = np.arange(len(query_QE)), candidates + SLACK
-        while len(open_X) and len(self):
+        zero_Q = ~query_QE.any(axis=1)  # is as like to every class: the lowest labels
+        label_QR[zero_Q, : len(self)] = self.label_C[:candidates]
+        first_QR[zero_Q, : len(self)] = exact_QR[zero_Q, : len(self)] = 0
+        open_Q, asked = np.flatnonzero(~zero_Q), candidates + SLACK
+        while len(open_Q) and len(self):
             asked = min(asked, len(self))
-            at_XR, first_XR = self._found(query_QE[open_X], None if list_QP is None else list_QP[open_X], asked)
-            exact_XR = self._exact(query_QE[open_X], at_XR)
-            last_X = first_XR[:, -1]
-            if list_QP is None:
-                last_X, first_XR = last_X + np.float32(ROUNDING), exact_XR
-            key_XR = packed(np.where(at_XR >= 0, self.label_C[at_XR], -1), first_XR)
-            order_XR = np.argsort(key_XR, axis=1)[:, :candidates]
-            at_XR, first_XR, exact_XR = (np.take_along_axis(a, order_XR, 1) for a in (at_XR, first_XR, exact_XR))
-            kept = np.s_[open_X, : at_XR.shape[1]]
-            label_QR[kept] = np.where(at_XR >= 0, self.label_C[at_XR], -1)
-            first_QR[kept], exact_QR[kept] = first_XR, exact_XR
-            # Where a class that was not seen may equal the last one kept, more are asked for.
-            unsure_X = (first_XR[:, -1] <= last_X) & np.isfinite(last_X) & (asked < len(self))
-            open_X, asked = open_X[unsure_X], 4 * asked
+            unsure = []
+            for rows in blocks_of_rows(len(open_Q), asked):
+                open_X = open_Q[rows]
+                at_XR, first_XR = self._found(query_QE[open_X], None if list_QP is None else list_QP[open_X], asked)
+                exact_XR = self._exact(query_QE[open_X], at_XR)
+                last_X = first_XR[:, -1]
+                if list_QP is None:
+                    last_X, first_XR = last_X + np.float32(ROUNDING), exact_XR
+                key_XR = packed(np.where(at_XR >= 0, self.label_C[at_XR], -1), first_XR)
+                order_XR = np.argsort(key_XR, axis=1)[:, :candidates]
+                at_XR, first_XR, exact_XR = (np.take_along_axis(a, order_XR, 1) for a in (at_XR, first_XR, exact_XR))
+                kept = np.s_[open_X, : at_XR.shape[1]]
+                label_QR[kept] = np.where(at_XR >= 0, self.label_C[at_XR], -1)
+                first_QR[kept], exact_QR[kept] = first_XR, exact_XR
+                # Where a class that was not seen may equal the last one kept, more are asked for.
+                unsure.append(open_X[(first_XR[:, -1] <= last_X) & np.isfinite(last_X) & (asked < len(self))])
+            open_Q, asked = np.concatenate(unsure), 4 * asked
         return Candidates(label_QR, first_QR, exact_QR)
 
     def _found(self, query_QE: np.ndarray, list_QP: np.ndarray | None, most: int) -> tuple[np.ndarray, np.ndarray]:

@@ -24,6 +24,7 @@ from typing import Protocol
 
 import numpy as np
 
+from cleanscale.maths.class_embeddings import unit
 from cleanscale.maths.compared_classes import Compared, Others, blocks_of_rows, gathered_products
 from cleanscale.maths.keyed_random import folds_of_rows
 
@@ -140,7 +141,7 @@ def class_sums(
     weight_N = np.exp(log_probability_N.astype(np.float64))
     for rows in blocks_of_rows(len(order), feature_ND.shape[1]):
         image_B = order[rows]
-        weighted_BD = _unit(feature_ND[image_B], centre_D) * weight_N[image_B, None]
+        weighted_BD = unit_rows(feature_ND[image_B], centre_D) * weight_N[image_B, None]
         label_X, start_X = np.unique(within_N[image_B], return_index=True)
         sums.direction_CD[label_X] += np.add.reduceat(weighted_BD, start_X, axis=0)
     sums.images_C[:] = np.bincount(within_N, minlength=size)
@@ -206,7 +207,7 @@ def cosine_signals(
     present_C = np.einsum("cd,cd->c", prototype_CD, prototype_CD) > 0  # classes without images have no prototype
     for rows in compared.blocks(len(class_N), feature_ND.shape[1]):
         others = compared.others(class_N[rows], rows)
-        unit_BD = _unit(feature_ND[rows], centre_D)
+        unit_BD = unit_rows(feature_ND[rows], centre_D)
         own_B = gathered_products(unit_BD, prototype_CD, class_N[rows, None])[:, 0]
         image_B = np.arange(len(unit_BD))
         cosine_BK = others.products(unit_BD, prototype_CD, image_B)
@@ -273,7 +274,7 @@ def cosine_to_class(
     for rows in blocks_of_rows(len(class_N), 2 * feature_ND.shape[1]):
         vector_BD = vector_CD[class_N[rows]]
         length_B = np.maximum(np.linalg.norm(vector_BD, axis=1), 1e-12)
-        cosine_N[rows] = np.einsum("bd,bd->b", _unit(feature_ND[rows], centre_D), vector_BD) / length_B
+        cosine_N[rows] = np.einsum("bd,bd->b", unit_rows(feature_ND[rows], centre_D), vector_BD) / length_B
     return cosine_N
 
 
@@ -287,7 +288,7 @@ def nearest_classes(
     count = min(candidates, len(prototype_CD))
     nearest_NM = np.empty((len(feature_ND), count), np.int64)
     for rows in blocks_of_rows(len(feature_ND), len(prototype_CD)):
-        cosine_BC = _unit(feature_ND[rows], centre_D) @ prototype_CD.T
+        cosine_BC = unit_rows(feature_ND[rows], centre_D) @ prototype_CD.T
         top_BM = np.argpartition(-cosine_BC, count - 1, axis=1)[:, :count]
         order_BM = np.argsort(-np.take_along_axis(cosine_BC, top_BM, 1), axis=1, kind="stable")
         nearest_NM[rows] = np.take_along_axis(top_BM, order_BM, 1)
@@ -362,9 +363,9 @@ class _Grouped:
         return np.log(share_N / (1 - share_N)).astype(np.float32)
 
 
-def _unit(feature_BD: np.ndarray, centre_D: np.ndarray) -> np.ndarray:
-    centred_BD = feature_BD.astype(np.float32) - centre_D.astype(np.float32)
-    return centred_BD / np.maximum(np.linalg.norm(centred_BD, axis=1, keepdims=True), 1e-12)
+def unit_rows(feature_ND: np.ndarray, centre_D: np.ndarray) -> np.ndarray:
+    """float32 [N, D]: centred features of length 1."""
+    return unit(feature_ND.astype(np.float32) - centre_D.astype(np.float32))
 
 
 def _log_sum_exp(value_BX: np.ndarray) -> np.ndarray:

@@ -31,6 +31,7 @@ class Purpose(enum.IntEnum):
     NEGATIVES = 20
     DUPLICATE_IDS = 21
     MIXUP = 22
+    PARTS = 23
     LABEL_CLEANING = 30
     VERIFICATION_PLAN = 40
 

@@ -36,16 +36,3 @@ def _inside(wanted: float, low: float, high: float) -> float:
     """The float in (low, high] nearest `wanted` that is also above `low` when it is compared in float32."""
     above_low = np.nextafter(np.float32(low), np.float32(np.inf)) if np.isfinite(low) else low
     return float(min(max(np.float32(wanted), above_low), high))
-
-
-def choose_delta(cosine_N: np.ndarray, verified_N: np.ndarray, label_N: np.ndarray, *, rho: float = 0.1) -> float:
-    """CleanNet's delta (Eq. 11): one for all classes, from cosines cross-fitted over class folds (NaN: no cosine).
-
-    Images without a verification label or without a cosine are left out. Where nothing is verified, delta is the margin
-    `rho`, which training pushes wrong images below; where nothing wrong (right) is, the delta nearest to it.
-    """
-    used_N = (np.asarray(verified_N) >= 0) & np.isfinite(cosine_N)
-    if not used_N.any():
-        return rho
-    right_N = np.asarray(verified_N)[used_N] == 1
-    return best_threshold(np.asarray(cosine_N)[used_N], right_N, np.asarray(label_N)[used_N], prefer=rho)[0]

@@ -17,9 +17,10 @@ import numpy as np
 
 from cleanscale.detectors.base import positions_by_class
 from cleanscale.detectors.by_class import ByClass
+from cleanscale.maths.evidence import unit_rows
 from cleanscale.maths.keyed_random import Purpose, generator, hash_rows
 from cleanscale.schema import RIGHT, UNSEEN, WRONG
-from cleanscale.signals.images import Images, Probabilities, unit_rows
+from cleanscale.signals.images import Images, Probabilities
 
 LEAST_OF_A_KIND = 2  # verified images that are right, and that are wrong: one to learn from while one is left out
 LABEL_FOLDS = 3  # of the verified images of a class

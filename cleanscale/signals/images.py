@@ -63,9 +63,3 @@ class FeatureSignals(Protocol):
     def of_arrays(self, images: Images, centre_D: np.ndarray, heads: Probabilities, seed: int) -> dict[str, np.ndarray]:
         """float32 [N] of each signal; NaN where the detector has nothing to learn from. centre_D: mean feature."""
         ...
-
-
-def unit_rows(feature_ND: np.ndarray, centre_D: np.ndarray) -> np.ndarray:
-    """float32 [N, D]: centred features of length 1."""
-    centred_ND = feature_ND.astype(np.float32) - centre_D.astype(np.float32)
-    return centred_ND / np.maximum(np.linalg.norm(centred_ND, axis=1, keepdims=True), 1e-12)

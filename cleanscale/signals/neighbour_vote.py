@@ -16,9 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from cleanscale.detectors.neighbour_vote import NEIGHBOURS, SIGNALS
+from cleanscale.maths.evidence import unit_rows
 from cleanscale.maths.keyed_random import Purpose, hash_rows
 from cleanscale.maths.neighbours import Nearest, Voters, voters_per_class
-from cleanscale.signals.images import Images, Probabilities, unit_rows
+from cleanscale.signals.images import Images, Probabilities
 
 MOST_VOTERS = 200_000
 QUERY_IMAGES = 4096  # searched at once, so that what is merged stays small

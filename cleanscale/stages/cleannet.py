@@ -118,7 +118,7 @@ def extract_verified(shards: list[Shard], job: Job) -> None:
     name = references_stage.file_name(shards)
     write_table(uris.join(job.folder, VERIFIED, "features", name), table)
     if sets is not None:
-        kept = references_stage.to_table(sets.select(checked.label_N), pointers=False)
+        kept = references_stage.to_table(sets.select(checked.label_N))
         write_table(uris.join(job.folder, VERIFIED, "references", name), kept)
 
 

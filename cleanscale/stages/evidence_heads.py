@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from cleanscale.engine.train import Worker, train_on_workers
 from cleanscale.maths.evidence import OutOfFold
@@ -102,7 +103,8 @@ def fit_sharded(worker: Worker, job: HeadsJob, own: Features, weight_N: np.ndarr
     neighbour_CK = None
     if job.neighbours is not None and job.plan.hard_negatives:
         neighbour_CK = read_neighbours(job.neighbours, 0, job.num_classes)
-    there = [head_files.exists(uris.join(worker.uri, head_name(fold))) for fold in range(job.folds)]
+    seen = [head_files.exists(uris.join(worker.uri, head_name(fold))) for fold in range(job.folds)]
+    there = worker.collectives.maximum(torch.tensor(seen, dtype=torch.int64)).tolist()  # a disk may show some later
     for fold in range(job.folds):
         if there[fold]:
             continue

@@ -75,7 +75,7 @@ def copy_features(span: tuple[int, int], files: RowFiles) -> int:
     assert data.feature_width is not None
     tables = (t for f in fragments for t in read_fragment(f, data.settings, ("feature", "fault"), row_M))
     checked = [checked_features(table, data.feature_width) for table in tables]
-    return write_rows(files, pa.concat_tables(checked), span[0])["rows"]
+    return write_rows(files, pa.concat_tables(checked), file_name(*span))["rows"]
 
 
 def checked_features(table: pa.Table, width: int) -> pa.Table:
@@ -110,10 +110,10 @@ def numbers(column: pa.ChunkedArray) -> np.ndarray:
     return np.concatenate([np.empty(0, np.float32), *chunks])
 
 
-def write_rows(files: RowFiles, table: pa.Table, named: int | None = None) -> dict[str, Any]:
+def write_rows(files: RowFiles, table: pa.Table, named: str | None = None) -> dict[str, Any]:
     """One file of the first pass: a row group for the shards that are gathered together.
 
-    named: the row that its name says; the first one it holds, if not given.
+    named: by the first row that it holds, if not given.
     """
     row_M = table["row"].to_numpy()
     first = int(row_M.min())
@@ -126,7 +126,7 @@ def write_rows(files: RowFiles, table: pa.Table, named: int | None = None) -> di
     group_M = first_G[np.searchsorted(first_G, shard_M, side="right") - 1]
     present, start_G = np.unique(group_M, return_index=True)
     pieces = [table.slice(a, b - a) for a, b in zip(start_G, [*start_G[1:], len(group_M)], strict=True)]
-    uri = uris.join(files.folder, file_name(first if named is None else named))
+    uri = uris.join(files.folder, named or file_name(first))
     write_table(uri, pieces, metadata={GROUPS: ",".join(map(str, present))})
     return {"rows": len(row_M)}
 
@@ -140,8 +140,9 @@ def shards_of(shards: list[Shard], label_M: np.ndarray, row_M: np.ndarray) -> np
     return last_M - part_S[last_M] + part_of_rows(row_M, parts_S[last_M])
 
 
-def file_name(first_row: int) -> str:
-    return f"{first_row:012d}.parquet"
+def file_name(start: int, stop: int | None = None) -> str:
+    """stop: of a range of rows that is written whole, so that one of another length is another file."""
+    return f"{start:012d}.parquet" if stop is None else f"{start:012d}-{stop:012d}.parquet"
 
 
 def gather_shards(

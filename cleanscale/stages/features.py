@@ -43,6 +43,7 @@ from cleanscale.training.transforms import AugmentationSettings
 
 BLOCK_IMAGES = 256
 COPIED_BYTES = 64 << 20  # of features that the user brings, in a file of the first pass
+FORM = 2  # of what images are in which part of a class
 FIT, PROJECTION, SAMPLE_ROWS = "fit", "projection.npy", 16_384
 
 
@@ -66,7 +67,7 @@ def run(
         folder,
         name,
         {
-            "features": {"shard_bytes": settings.shard_bytes}
+            "features": {"shard_bytes": settings.shard_bytes, "form": FORM}
             | ({"dimensions": settings.dimensions} if projection is not None else {}),
             "augmentation": {"evaluation_crop": augmentation.evaluation_crop} if classifier else {},
         },
@@ -92,6 +93,12 @@ def run(
     if not any(w["rows"] for w in written):
         raise nothing_usable(data)
     left_out = rejected(files, BLOCK_IMAGES)
+    count = sum(w["rows"] for w in written) + left_out.num_rows
+    if count != data.num_accepted:
+        raise StageError(
+            f"{files.folder} holds {count} of {data.num_accepted} images, usable or rejected; expected all of them; "
+            "remove that folder and give the same command again"
+        )
     write_table(stage.path("rejected.parquet"), left_out)
     uris.remove_tree(files.folder)
     width = width if project is None else project.width
@@ -131,7 +138,7 @@ def copy_pass(files: RowFiles, settings: FeaturesSettings) -> Iterator[int]:
     length = settings.rows_per_file or min(longest, max(4 * BLOCK_IMAGES, -(-data.num_rows // 16)))
     ranges = [(start, min(start + length, data.num_rows)) for start in range(0, data.num_rows, length)]
     there = {file.path for file in uris.list_files(files.folder, (".parquet",), missing_is_error=False)}
-    missing = [span for span in ranges if file_name(span[0]) not in there]
+    missing = [span for span in ranges if file_name(*span) not in there]
     yield data.num_accepted if not missing else 0
     for _, rows in map_shards(copy_features, missing, files):
         yield rows

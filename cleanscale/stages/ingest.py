@@ -92,11 +92,14 @@ class Ingested:
     def table(self, row_M: np.ndarray) -> pa.Table:
         """INGESTED rows of these accepted rows, in their order, read from the part files that hold them."""
         start_P = np.array([start for start, _ in self.parts])
-        wanted = np.unique(np.searchsorted(start_P, row_M, side="right") - 1)
-        pieces = [read_table(uris.join(self.folder, part_name(int(p)))) for p in wanted]
-        table = pa.concat_tables(pieces) if pieces else schema.INGESTED.empty_table()
-        place_M = np.searchsorted(table["row"].to_numpy(), row_M)
-        return table.take(pa.array(place_M))
+        sorted_M, place_M = np.unique(row_M, return_inverse=True)
+        part_M = np.searchsorted(start_P, sorted_M, side="right") - 1
+        pieces = [schema.INGESTED.empty_table()]
+        for part in np.unique(part_M):  # of a part no more is kept than was asked for
+            piece = read_table(uris.join(self.folder, part_name(int(part))))
+            wanted_X = np.searchsorted(piece["row"].to_numpy(), sorted_M[part_M == part])
+            pieces.append(piece.take(pa.array(wanted_X)))
+        return pa.concat_tables(pieces).take(pa.array(place_M))
 
     def ids(self, row_M: np.ndarray) -> pa.Array:
         return self.table(row_M)["id"].combine_chunks()

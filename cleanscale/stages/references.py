@@ -21,7 +21,7 @@ from cleanscale.storage.rows import JoinedRows, Rows, empty_rows, in_memory
 from cleanscale.storage.shards import Shard
 from cleanscale.storage.tables import read_table, write_table
 
-FORM = 2  # of the tables
+FORM = 3  # of the tables
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,10 @@ def make_shard(shards: list[Shard], job: Job) -> None:
     settings = job.settings
     most = max(settings.max_images, job.per_class)
     # Of a huge class in several parts, each gives those of its images that could be among the chosen ones.
-    parts = []
+    parts, labels = [], []
     for shard in shards:
         part = job.features.read(shard)
+        labels.append(part.label_N)
         taken = reservoir(part.label_N, part.row_N, most, job.seed)[0]
         parts.append(part.take(taken))
     chosen = Features.concatenate(parts, job.features.width)
@@ -83,18 +84,19 @@ def make_shard(shards: list[Shard], job: Job) -> None:
         max_images=most,
         seed=job.seed,
     )
-    write_table(uris.join(job.folder, file_name(shards)), to_table(references, pointers=len(shards) == 1))
+    images_C = np.unique(np.concatenate(labels), return_counts=True)[1]
+    stored_C = ~of_all_images(references, images_C) if len(shards) == 1 else None
+    write_table(uris.join(job.folder, file_name(shards)), to_table(references, stored_C))
 
 
-def to_table(references: ReferenceSets, *, pointers: bool) -> pa.Table:
+def to_table(references: ReferenceSets, stored_C: np.ndarray | None = None) -> pa.Table:
     """label, and of each class as many vectors, counts and nearest rows as it has: ragged, never padded.
 
-    pointers: a class whose references are its images has no vectors here; its rows say where among the features they
-    are.
+    stored_C: classes whose vectors are here (None: all); the references of the others are their images, in order.
     """
+    stored_C = np.ones(len(references), bool) if stored_C is None else stored_C
     width = references.vector_MD.shape[1]
     size_C = np.diff(references.offset_C1)
-    stored_C = ~of_images(references) if pointers else np.ones(len(references), bool)
     vector_C1 = np.concatenate([[0], np.cumsum(np.where(stored_C, size_C, 0))]).astype(np.int32)
     stored_MD = references.vector_MD[np.repeat(stored_C, size_C)].astype(np.float16)
     offsets = pa.array(references.offset_C1.astype(np.int32))
@@ -111,10 +113,10 @@ def to_table(references: ReferenceSets, *, pointers: bool) -> pa.Table:
     )
 
 
-def of_images(references: ReferenceSets) -> np.ndarray:
-    """bool [C]: each reference of the class stands for one image, which it then is."""
+def of_all_images(references: ReferenceSets, images_C: np.ndarray) -> np.ndarray:
+    """bool [C]: each reference of the class stands for one image, which it then is, and there are no others."""
     alone_M = (references.count_M == 1).astype(np.int64)
-    return np.add.reduceat(alone_M, references.offset_C1[:-1]) == np.diff(references.offset_C1)
+    return np.add.reduceat(alone_M, references.offset_C1[:-1]) == images_C
 
 
 @dataclass(frozen=True)

@@ -151,9 +151,10 @@ def write_codes(one: ClassRange, job: Build) -> None:
 
 
 def sampled_queries(files: IndexFiles, job: Build, queries: Callable[[], np.ndarray] | None) -> np.ndarray:
-    """float32 [Q, E]: what the caller will search for, or else some classes."""
+    """float32 [Q, E]: what the caller will search for, and some classes where that is little."""
     query_QE = np.empty((0, job.width), np.float32) if queries is None else queries()
-    return query_QE if len(query_QE) else sampled_classes(files, job.seed)
+    short = QUERIES - len(query_QE)
+    return query_QE if short <= 0 else np.concatenate([query_QE, sampled_classes(files, job.seed)[:short]])
 
 
 def sampled_classes(files: IndexFiles, seed: int) -> np.ndarray:

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from cleanscale.maths.keyed_random import Purpose, hash_rows
+
 # S shards, C classes, N images
 
 
@@ -38,8 +40,8 @@ class Shard:
 
 
 def part_of_rows(row_N: np.ndarray, parts: int | np.ndarray) -> np.ndarray:
-    """int64 [N]: neighbouring rows go to different parts, so parts stay equal however the input is sorted."""
-    return row_N % parts
+    """int64 [N]: by a hash of the row, so parts stay about equal however classes are ordered in the input."""
+    return (hash_rows(0, Purpose.PARTS, row_N) % np.asarray(parts, np.uint64)).astype(np.int64)
 
 
 def plan_shards(label_C: np.ndarray, count_C: np.ndarray, target_rows: int) -> list[Shard]:

@@ -73,15 +73,15 @@ def class_means(layers: Layers, data: StreamedFeatures, num_classes: int, togeth
     for start in range(0, num_classes, BLOCK_CLASSES):
         end = min(start + BLOCK_CLASSES, num_classes)
         # The last column counts: one exchange for a range of classes.
-        sums_XH = torch.zeros(end - start, width + 1, device=device)
+        sums_XH = torch.zeros(end - start, width + 1, dtype=torch.float64, device=device)
         for feature_XD, target_X, weight_X in data.of_classes(start, end, BLOCK_IMAGES):
             embedded_XH = torch.nn.functional.pad(layers.embed(feature_XD.to(device)), (0, 1), value=1.0)
             weighted_XH = embedded_XH * weight_X.to(device)[:, None]
-            sums_XH.index_add_(0, target_X.to(device) - start, weighted_XH)
+            sums_XH.index_add_(0, target_X.to(device) - start, weighted_XH.double())
             moment_HH += (embedded_XH[:, :-1].T @ weighted_XH[:, :-1]).double()
         sums_XH = together.sum(sums_XH)
         count_X = sums_XH[:, -1].clamp_min(1e-12)
-        between_HH += (sums_XH[:, :-1].T @ (sums_XH[:, :-1] / count_X[:, None])).double()
+        between_HH += sums_XH[:, :-1].T @ (sums_XH[:, :-1] / count_X[:, None])
         low, high = max(first, start), min(stop, end)
         if low < high:
             sum_RH[low - first : high - first] = sums_XH[low - start : high - start, :-1]

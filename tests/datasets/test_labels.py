@@ -72,6 +72,12 @@ def test_a_label_map_travels() -> None:
         assert copy.encode(pa.array([9])).tolist() == labels.encode(pa.array([9])).tolist()
 
 
+def test_ids_that_are_nearly_all_unused_are_refused() -> None:
+    with pytest.raises(DataError, match="number the classes anew"):
+        LabelMap.from_distinct([pa.array([0, 1, 2**31 - 1])])
+    assert LabelMap.from_distinct([pa.array([0, 9_999_999])]).id_bound == 10_000_000
+
+
 def test_labels_that_do_not_fit_together_stop_at_once() -> None:
     with pytest.raises(DataError, match="some labels are integers and some are names"):
         LabelMap.from_distinct([[1], ["cat"]])

@@ -177,3 +177,20 @@ def test_evidence_that_is_missing_or_not_finite_is_named():
 
 def test_every_signal_that_transfer_wants_is_made():
     assert set(DETECTORS["transfer"].signals) <= set(SIGNALS)
+
+
+def test_a_signal_that_no_verified_image_has_leaves_the_unverified_rule():
+    """Cross-fitted cosines where one class is verified: none of its folds has another to learn from."""
+    evidence, right_N = make_evidence()
+    seen_N = evidence.label_N == 3
+    missing = Evidence(
+        evidence.row_N,
+        evidence.label_N,
+        evidence.signals | {"cleannet_cosine": np.where(seen_N, np.nan, evidence.signals["cleannet_cosine"])},
+    )
+    fitted = fit_on("cleannet", missing, right_N, seen_N)
+    unverified = fit_on("cleannet", evidence, right_N, np.zeros(len(evidence), bool))
+    assert fitted.to_dict() == unverified.to_dict()
+    half_N = seen_N | (evidence.label_N == 10)
+    partly = fit_on("cleannet", missing, right_N, half_N)
+    assert partly.to_dict() == fit_on("cleannet", evidence, right_N, evidence.label_N == 10).to_dict()

@@ -65,6 +65,17 @@ def test_with_all_classes_as_neighbours_nothing_is_nearer(asked):
     np.testing.assert_allclose(cosine_X, cosine_XC.max(axis=1), rtol=1e-5)
 
 
+def test_a_class_beyond_the_last_with_images_is_none_to_start_from(asked):
+    query_XE, own_X, start_XS = asked
+    graph = random_graph(5)
+    beyond_XS = np.where(start_XS == -1, CLASSES + 3, start_XS)
+    for one, other in zip(
+        graph.nearest_other(query_XE, own_X, beyond_XS), graph.nearest_other(query_XE, own_X, start_XS), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+    assert np.isnan(graph.embeddings(np.array([CLASSES]))).all()
+
+
 def test_a_class_without_embedding_has_none():
     embedding_NE = random_graph(3).embeddings(np.array([ABSENT, 3, -1]))
     assert np.isnan(embedding_NE).all(axis=1).tolist() == [True, False, True]

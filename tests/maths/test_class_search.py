@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from cleanscale.maths import class_search
+from cleanscale.maths import class_search, compared_classes
 from cleanscale.maths.class_search import RangeIndex, merged, packed, probed_lists, recall, unpacked, without
 
 WIDTH = 16
@@ -105,6 +105,32 @@ def test_fewer_classes_than_are_asked_for_leave_nothing():
     assert sorted(label_QK[0, :2]) == [4, 9]
     assert (label_QK[:, 2:] == -1).all()
     assert np.isneginf(score_QK[:, 2:]).all()
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("cells", [True, False])
+def test_a_query_of_zeros_is_as_like_to_every_class_and_asks_for_few(classes, trained, parts, cells, monkeypatch):
+    asked = []
+    found = RangeIndex._found
+    monkeypatch.setattr(RangeIndex, "_found", lambda self, *a: asked.append(len(a[0])) or found(self, *a))
+    query_QE = np.stack([np.zeros(WIDTH), classes[1][17], np.zeros(WIDTH)]).astype(np.float32)
+    ranges = cut(*classes, lambda vector_CE: class_search.filled(trained, vector_CE) if cells else None, parts)
+    lists = probed_lists(trained, query_QE, 2) if cells else None
+    label_QK, score_QK = ask(ranges, query_QE, lists, 10, 5)
+    np.testing.assert_array_equal(label_QK[[0, 2]], [classes[0][:5]] * 2)
+    assert (score_QK[[0, 2]] == 0).all()
+    assert label_QK[1, 0] == classes[0][17]
+    assert set(asked) == {1}
+
+
+def test_many_queries_that_cannot_decide_are_asked_in_blocks_and_answered_alike(classes, monkeypatch):
+    label_C, vector_CE = classes
+    query_QE = vector_CE[1000:1040]  # forty classes tie for each
+    whole = ask(cut(label_C, vector_CE, lambda _: None, 1), query_QE, None, 10, 10)
+    monkeypatch.setattr(compared_classes, "BLOCK_VALUES", 100)
+    blocks = ask(cut(label_C, vector_CE, lambda _: None, 1), query_QE, None, 10, 10)
+    np.testing.assert_array_equal(whole[0], blocks[0])
+    assert (whole[0] == label_C[1000:1010]).all()
 
 
 def test_a_range_without_classes_answers_nothing():

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cleanscale.maths.thresholds import best_threshold, choose_delta
+from cleanscale.maths.thresholds import best_threshold
 
 
 def slow_error(score_N, right_N, class_N, threshold):
@@ -29,22 +29,16 @@ def test_no_threshold_is_better(rows, prefer):
     assert error == pytest.approx(min(slow_error(score_N, right_N, class_N, t) for t in tried))
 
 
-def test_delta_weighs_classes_equally():
+def test_classes_weigh_equally():
     # class 0 has many images and would pull the threshold to its side
-    cosine_N = np.array([0.2] * 10 + [0.2, 0.8], np.float32)
-    verified_N = np.array([1] * 6 + [0] * 4 + [0, 1])
-    label_N = np.array([0] * 10 + [1, 1])
-    assert choose_delta(cosine_N, verified_N, label_N) == pytest.approx(0.5)
+    score_N = np.array([0.2] * 10 + [0.2, 0.8], np.float32)
+    right_N = np.array([True] * 6 + [False] * 4 + [False, True])
+    assert best_threshold(score_N, right_N, np.array([0] * 10 + [1, 1]))[0] == pytest.approx(0.5)
 
 
-def test_delta_falls_back_to_the_margin():
-    cosine_N = np.array([0.3, np.nan], np.float32)
-    assert choose_delta(cosine_N, np.array([-1, 1]), np.array([0, 0])) == 0.1
-
-
-def test_delta_with_only_right_or_only_wrong_images_stays_nearest_the_margin():
-    cosine_N, label_N = np.array([0.3, 0.05], np.float32), np.array([0, 1])
-    assert choose_delta(cosine_N, np.array([1, 1]), label_N) == pytest.approx(0.05)
-    above = choose_delta(cosine_N, np.array([0, 0]), label_N)
+def test_with_only_right_or_only_wrong_images_it_stays_nearest_to_what_is_preferred():
+    score_N, class_N = np.array([0.3, 0.05], np.float32), np.array([0, 1])
+    assert best_threshold(score_N, np.array([True, True]), class_N, prefer=0.1)[0] == pytest.approx(0.05)
+    above = best_threshold(score_N, np.array([False, False]), class_N, prefer=0.1)[0]
     assert above > 0.3
-    assert not (cosine_N >= above).any()
+    assert not (score_N >= above).any()

@@ -106,6 +106,33 @@ def test_features_that_cannot_be_used_are_rejected_with_their_reasons(tmp_path, 
     assert made.notes["rejected"] == 3
 
 
+def test_ranges_of_another_length_than_an_interrupted_pass_wrote_lose_no_image(tmp_path, ray_session, by_row):
+    table = {
+        "id": [str(k) for k in range(50)],
+        "label": np.arange(50) % 3,
+        "feature": [[float(k), 1.0] for k in range(50)],
+    }
+    pq.write_table(pa.table(table), tmp_path / "data.parquet")
+    place = place_of(tmp_path / "run")
+    data = ingest.run(place, place.path("ingest"), str(tmp_path / "data.parquet"), DataSettings())
+
+    def make(rows_per_file: int) -> None:
+        settings = FeaturesSettings(rows_per_file=rows_per_file)
+        features.run(place, place.path("features"), data, settings, AugmentationSettings(), classifier=None)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(features, "second_pass", killed)
+        with pytest.raises(KeyboardInterrupt):
+            make(10)
+    for done in sorted((tmp_path / "run/features/rows").glob("*.parquet"))[1::2]:
+        done.unlink()
+    make(20)
+    assert by_row(tmp_path / "run/features")["row"].to_pylist() == list(range(50))
+
+
 def test_wide_features_of_a_small_collection_are_projected_on_all_of_its_images(tmp_path, ray_session, by_row):
     random = np.random.default_rng(0)
     wide_ND = random.standard_normal((60, 3)) @ random.standard_normal((3, 12)) + 0.01 * random.standard_normal(

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -6,7 +7,7 @@ from cleanscale.storage.shards import deal, plan_shards
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.dictionaries(st.integers(0, 10_000), st.integers(1, 400), min_size=1, max_size=40), st.integers(5, 500))
+@given(st.dictionaries(st.integers(0, 10_000), st.integers(1, 400), min_size=1, max_size=40), st.integers(30, 500))
 def test_every_image_belongs_to_exactly_one_shard(counts, target_rows):
     label_C = np.array(sorted(counts))
     count_C = np.array([counts[c] for c in label_C])
@@ -23,6 +24,15 @@ def test_a_huge_class_comes_in_several_parts_and_its_neighbours_do_not_join_it()
     assert [(s.label_start, s.label_stop, s.parts) for s in shards[:1]] == [(3, 4, 1)]
     assert [s.parts for s in shards if s.label_start == 7] == [10] * 10
     assert shards[-1].label_start == 9
+
+
+@pytest.mark.parametrize("every", [1, 2, 8])
+def test_parts_are_about_equal_however_classes_take_turns_in_the_input(every):
+    shards = plan_shards(np.array([0]), np.array([8000]), target_rows=1000)
+    row_N = np.arange(0, 8000 * every, every)
+    sizes = [shard.contains(np.zeros(8000, int), row_N).sum() for shard in shards]
+    assert sum(sizes) == 8000
+    assert min(sizes) > 850
 
 
 def test_shards_are_dealt_by_images():

@@ -8,6 +8,17 @@ from cleanscale.training.streamed_features import StreamedFeatures
 CLASSES, WIDTH, IMAGES = 7, 4, 60
 
 
+def test_small_weights_count_in_a_class_that_has_much_already():
+    """In float32 a million and more of them were lost beside 2^24."""
+    label_N = np.zeros(1001, np.int64)
+    weight_N = np.r_[2.0**24, np.ones(1000)].astype(np.float32)
+    feature_ND = np.random.default_rng(0).standard_normal((1001, WIDTH)).astype(np.float32)
+    data = StreamedFeatures(feature_ND, label_N, weight_N, np.ones(1001, bool))
+    layers = Layers(WIDTH, 0, 0.0).eval()
+    standardise(layers, data, Alone())
+    assert class_means(layers, data, 2, Alone()).weight_R.tolist() == [2.0**24 + 1000, 0]
+
+
 def test_an_image_is_compared_with_its_class_without_its_own_weight():
     """The scale of the first rows is chosen by images that have no part in the mean that they are compared with."""
     rng = np.random.default_rng(0)
