@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from cleanscale.engine.tasks import map_shards, shared_value
 from cleanscale.maths.intervals import calibration_report, classification_report, detection_report
-from cleanscale.maths.keyed_random import Purpose, sampled
+from cleanscale.maths.keyed_random import Purpose, sampled, uniform_about
 from cleanscale.reporting.terminal import Found
 from cleanscale.stages.feature_shards import FeatureShards
 from cleanscale.stages.ingest import TRUTH_NOT_GIVEN, Ingested
@@ -26,6 +26,8 @@ from cleanscale.stages.settings import EvaluateSettings
 from cleanscale.storage import uris
 from cleanscale.storage.shards import Shard
 from cleanscale.storage.tables import read_table
+
+LEAST_OF_A_CLASS = 1000  # images that are evaluated of a class, where it has them
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,15 @@ class Judgements:
 def judgements(relevance: str, features: FeatureShards, data: Ingested, most: int, seed: int) -> Judgements | None:
     """Decisions on images with known truth that nobody verified; None when no truth is known.
 
-    most: so many images at most; of more, those of whole classes drawn by (seed, class), so that they stand for all.
+    most: so many images at most; of more, those of classes drawn by (seed, class), so that they stand for all, and of
+    huge classes some.
     """
     if not data.has_true_labels:
         return None
+    verification = data.verification()
     share = min(1.0, most / max(features.num_images, 1))
-    wanted = Wanted(relevance, data.verification(), share, seed)
+    huge = huge_classes(data, verification, most) if share < 1 else (np.empty(0, np.int64), np.empty(0))
+    wanted = Wanted(relevance, verification, share, seed, *huge)
     truth = shared_value(data.true_labels)
     found = dict(map_shards(known_decisions, list(features.shards), wanted, truth))
     tables = [found[position] for position in sorted(found)]
@@ -77,17 +82,35 @@ def judgements(relevance: str, features: FeatureShards, data: Ingested, most: in
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which decisions are evaluated: of this share of the classes, images that are not verified."""
+    """Which decisions are evaluated: of this share of the classes, images that are not verified.
+
+    huge_H: sorted classes of which only a share is taken, share_H.
+    """
 
     relevance: str
     verification: pa.Table
     share: float
     seed: int
+    huge_H: np.ndarray
+    share_H: np.ndarray
 
-    def drawn(self, label_N: np.ndarray) -> np.ndarray:
-        """bool [N]: the image's class is among those evaluated. Verified classes always are: they are few."""
+    def drawn(self, label_N: np.ndarray, row_N: np.ndarray) -> np.ndarray:
+        """bool [N]: the image is among those evaluated. Verified classes always have some: they are few."""
         drawn_N = sampled(self.seed, Purpose.EVALUATION, label_N.astype(np.int64), self.share)
-        return drawn_N | np.isin(label_N, self.verification["label"].to_numpy())
+        drawn_N |= np.isin(label_N, self.verification["label"].to_numpy())
+        if not len(self.huge_H):
+            return drawn_N
+        at_N = np.minimum(np.searchsorted(self.huge_H, label_N), len(self.huge_H) - 1)
+        share_N = np.where(self.huge_H[at_N] == label_N, self.share_H[at_N], 1.0)
+        return drawn_N & (uniform_about(self.seed, Purpose.EVALUATION, 1, row_N) < share_N)
+
+
+def huge_classes(data: Ingested, verification: pa.Table, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """(sorted classes, share of each) of those with more images than `most` would leave each verified class."""
+    label_C, count_C = data.class_counts()
+    each = max(LEAST_OF_A_CLASS, most // max(1, len(np.unique(verification["label"].to_numpy()))))
+    huge_C = count_C > each
+    return label_C[huge_C], each / count_C[huge_C]
 
 
 def known_decisions(shard: Shard, wanted: Wanted, true_label_R: np.ndarray) -> pa.Table:
@@ -95,7 +118,7 @@ def known_decisions(shard: Shard, wanted: Wanted, true_label_R: np.ndarray) -> p
     table = read_table(uris.join(wanted.relevance, "decisions", f"{shard.name}.parquet"))
     row_N, label_N = table["row"].to_numpy(), table["label"].to_numpy()
     verified_N = np.isin(row_N, wanted.verification["row"].to_numpy())
-    use_N = (true_label_R[row_N] != TRUTH_NOT_GIVEN) & ~verified_N & wanted.drawn(label_N)
+    use_N = (true_label_R[row_N] != TRUTH_NOT_GIVEN) & ~verified_N & wanted.drawn(label_N, row_N)
     table = table.filter(pa.array(use_N)).drop_columns(["row"])
     return table.append_column("true_label", pa.array(true_label_R[row_N[use_N]], pa.int32()))
 

@@ -139,7 +139,8 @@ class EvaluateSettings(BaseModel):
     images: int = Field(
         200_000,
         ge=1,
-        description="Images with a true label that are evaluated at most; of more, whole classes drawn.",
+        description="Images with a true label that are evaluated at most; of more, classes drawn, and of huge "
+        "classes some of their images.",
     )
     figures: bool = Field(True, description="Draw the figures and contact sheets.")
     sheet_images: int = Field(48, ge=1, le=400, description="Pictures on the sheet of the images most surely wrong.")

@@ -46,6 +46,21 @@ def test_every_detector_was_judged_on_the_same_images(judged):
     assert {len(called) for called, _ in found.decisions().values()} == {len(found.label_N)}
 
 
+def test_of_a_huge_class_some_images_are_evaluated(features_run, judged, monkeypatch):
+    everything, data = judged
+    monkeypatch.setattr(evaluate, "LEAST_OF_A_CLASS", 10)
+    most = len(everything.label_N) // 2
+    found, _ = judged_of(features_run, most)
+    label_C, count_C = data.class_counts()
+    before_C, after_C = (np.bincount(j.label_N, minlength=len(label_C)) for j in (everything, found))
+    each = most // 4  # four classes are verified
+    assert (count_C > each).any()
+    small_C = (count_C <= each) & (after_C > 0)
+    np.testing.assert_array_equal(after_C[small_C], before_C[small_C])
+    drawn_C = (count_C > each) & (after_C > 0)
+    assert (after_C[drawn_C] < before_C[drawn_C]).all()
+
+
 def test_of_too_many_images_whole_classes_are_drawn(features_run, judged):
     everything, _ = judged
     found, _ = judged_of(features_run, len(everything.label_N) // 3)
