@@ -245,7 +245,8 @@ def reference(base: Base, case: Case, place: Place, name: str) -> Supervision:
         weight_R = (true_R >= 0).astype(np.float32)
     if name == RIGHT_ONLY:
         weight_R = np.zeros(len(label_R), np.float32)
-        weight_R[checked_labels(base, case)["row"].to_numpy()] = 1
+        row_V = checked_labels(base, case)["row"].to_numpy()
+        weight_R[row_V] = true_R[row_V] >= 0
     write_array(place.path("weights.npy"), weight_R)
     write_array(place.path("targets.npy"), np.where(name == EVERY, label_R, np.maximum(true_R, 0)).astype(np.int32))
     return Supervision((("reference", name),), weights=place.path("weights.npy"), targets=place.path("targets.npy"))
