@@ -12,8 +12,9 @@ conditions      which classes are verified: all, one of each superclass, random 
 budgets         0.3 to 25 % of the images verified, in at most half of the classes or in all: error and top-1
 
 Features, evidence, splits and seeds are the same for all methods. Prints each table as Markdown, and as JSON lines
-into <runs>/<data>/<table>.jsonl. A case that is done is not done again. Intervals are 95 %: errors resample (seed,
-class) and images, accuracies images; differences are paired. Data that is not there is skipped, and that is said.
+into <runs>/<data>/<table>.jsonl. A case that is done is not done again while what it was made from is the same.
+Intervals are 95 %: errors resample (seed, class) and images, accuracies test images, which all seeds share; differences
+are paired. Data that is not there is skipped, and that is said.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ import numpy as np
 from table_cases import CLEAN, EVERY, RIGHT_ONLY, TRUE, Base, Case, prepare, run_case
 from table_data import DataSet, data_sets, one_family, one_of_each_family, shuffled, write_omniglot
 
+from cleanscale.maths.budgets import mean_accuracy
 from cleanscale.maths.detection_metrics import count_by_class
-from cleanscale.maths.intervals import Measured, measured_accuracy, measured_errors, paired_accuracy, paired_errors
+from cleanscale.maths.intervals import Measured, measured_errors, paired_errors
 
 OF_CLASS = ("mlp", "knn", "svm", "label_propagation", "label_spreading")  # learn in every class from its own labels
 OTHERS = (*OF_CLASS, "neighbour_vote", "drae")
@@ -168,7 +170,7 @@ def share_of_gain(hit_ST: np.ndarray, none_ST: np.ndarray, every_ST: np.ndarray)
     weight_BT = np.random.default_rng(0).multinomial(images, np.full(images, 1 / images), size=RESAMPLES)
     gain_T, whole_T = (one.mean(0) - none_ST.mean(0) for one in (hit_ST.astype(float), every_ST.astype(float)))
     draw_B = 100 * (weight_BT @ gain_T) / (weight_BT @ whole_T)
-    return Measured.of_draws(float(100 * gain_T.sum() / whole_T.sum()), draw_B, images * len(hit_ST))
+    return Measured.of_draws(float(100 * gain_T.sum() / whole_T.sum()), draw_B, images)
 
 
 def measure(table: str, folder: Path, rows: list[Row]) -> Iterator[dict[str, Any]]:
@@ -187,9 +189,9 @@ def measure(table: str, folder: Path, rows: list[Row]) -> Iterator[dict[str, Any
                     yield line | {"method": name} | {k: m.to_json() for k, m in found.items()}
         for name in row.cases[0].treatments:
             hit_ST = correct_of(folder, row, name)
-            found = {"top1": measured_accuracy(hit_ST.ravel())}
+            found = {"top1": mean_accuracy(hit_ST)}
             if name != "none":
-                found["minus_none"] = paired_accuracy(hit_ST.ravel(), none_ST.ravel())
+                found["minus_none"] = mean_accuracy(hit_ST, none_ST)
                 found["share_of_every_image_verified"] = share_of_gain(hit_ST, none_ST, every_ST)
             by_seed = [round(100 * float(hit_T.mean()), 2) for hit_T in hit_ST]
             line = {"table": table, "row": row.name, "method": name, "top1_by_seed": by_seed}

@@ -25,8 +25,9 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from cleanscale.config import Settings, load
+from cleanscale.datasets.generated import GENERATED
 from cleanscale.datasets.glyphs import EMBEDDED, glyph_labels
-from cleanscale.maths.intervals import measured_accuracy, paired_accuracy
+from cleanscale.maths.budgets import mean_accuracy
 from cleanscale.pipeline import run
 from cleanscale.stages.settings import TreatmentName
 from cleanscale.storage.tables import read_table, write_table
@@ -53,6 +54,12 @@ def hits(folder: Path) -> np.ndarray:
     table = table_of(folder)
     best_N = np.array(table["predicted"].to_pylist())[:, 0]
     return best_N == table["label"].to_numpy()
+
+
+def over_images(settings: Settings, hits: list[np.ndarray]) -> np.ndarray:
+    """bool [S, T] of the hits of S seeds; [1, S * T] where each seed makes test images of its own."""
+    hit_ST = np.stack(hits)
+    return hit_ST.reshape(1, -1) if settings.data.train in (EMBEDDED, GENERATED) else hit_ST
 
 
 def recovery(settings: Settings, folder: Path) -> dict:
@@ -121,12 +128,13 @@ def main() -> int:
             correct[name].append(hits(folder / "rounds/01/classifier_test_predictions"))
             if name == "noise_em" and settings.data.train == EMBEDDED:
                 print(json.dumps({"seed": seed, "noise_types": recovery(settings, folder)}), flush=True)
+    settings = load(["--config", options.config, *arguments])
+    hit_ST = {name: over_images(settings, by_seed) for name, by_seed in correct.items()}
     for name, by_seed in correct.items():
-        line = {"treatment": name, "top1": measured_accuracy(np.concatenate(by_seed)).to_json()}
+        line = {"treatment": name, "top1": mean_accuracy(hit_ST[name]).to_json()}
         line |= {"by_seed": [100 * float(hit.mean()) for hit in by_seed], "seeds": options.seeds}
         if "none" in correct and name != "none":
-            none = np.concatenate(correct["none"])
-            line["minus_none"] = paired_accuracy(np.concatenate(by_seed), none).to_json()
+            line["minus_none"] = mean_accuracy(hit_ST[name], hit_ST["none"]).to_json()
         print(json.dumps(line), flush=True)
     return 0
 

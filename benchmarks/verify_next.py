@@ -29,9 +29,10 @@ from sklearn.cluster import KMeans
 
 from cleanscale.detectors import Evidence, transfer
 from cleanscale.in_memory import one_thread
+from cleanscale.maths.budgets import mean_accuracy
 from cleanscale.maths.detection_metrics import expected_calibration_error
 from cleanscale.maths.evidence import SIGNALS
-from cleanscale.maths.intervals import RESAMPLES, Measured, measured_accuracy, paired_accuracy
+from cleanscale.maths.intervals import RESAMPLES, Measured
 from cleanscale.maths.verification_plan import images_by_class, labels_by_class
 from cleanscale.stages import class_index
 from cleanscale.stages.features import load_projection
@@ -248,7 +249,7 @@ def accuracies(all_: Collection, outcomes: dict[str, Outcome], share: float, run
     project = load_projection(f"{runs}/rounds/00/features")
     test_ND = test.feature_ND if project is None else project(test.feature_ND)
     classes = int(max(label_N.max(), test.label_N.max())) + 1
-    hits: dict[str, np.ndarray] = {}
+    hit_ST: dict[str, np.ndarray] = {}  # the same test images for each head
     for name, outcome in outcomes.items():
         of_name = []
         for seed in range(heads):
@@ -257,16 +258,16 @@ def accuracies(all_: Collection, outcomes: dict[str, Outcome], share: float, run
             weight_N[asked] = all_.right_N[asked]
             head = fit_head(feature_ND, label_N, weight_N, classes, HeadSettings(), seed=seed)
             of_name.append(head.frozen().log_probability(test_ND).argmax(1) == test.label_N)
-        hits[name] = np.concatenate(of_name)
+        hit_ST[name] = np.stack(of_name)
     return [
         {
             "budget": share,
             "choice": name,
-            "top1": measured_accuracy(hit).to_json(),
-            "plan_minus_this": paired_accuracy(hits[PLAN], hit).to_json(),
+            "top1": mean_accuracy(of_choice_ST).to_json(),
+            "plan_minus_this": mean_accuracy(hit_ST[PLAN], of_choice_ST).to_json(),
             "heads": heads,
         }
-        for name, hit in hits.items()
+        for name, of_choice_ST in hit_ST.items()
     ]
 
 
