@@ -2,14 +2,14 @@
 
 A case runs in one process through the stages of the main job: CleanNet, signals and the judgement of every label, then
 a head for each treatment on the same features; one that retrains the backbone starts a Ray for that. What it found lies
-in its folder as arrays; a case that has them is not run again.
+in its folder as arrays; a case that has them is not run again, unless what they were made from has changed.
 
 # N images that nobody verified, T test images
 """
 
 from __future__ import annotations
 
-import json
+import shutil
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from cleanscale.engine.here import Here, in_this_process
 from cleanscale.engine.session import session
 from cleanscale.judging import Made
 from cleanscale.reporting.progress import Progress
-from cleanscale.stages import evaluate, predictions
+from cleanscale.stages import evaluate, head_classifier, predictions
 from cleanscale.stages.feature_shards import FeatureShards
 from cleanscale.stages.ingest import Ingested
 from cleanscale.stages.judged_shard import read_parts
@@ -34,6 +34,8 @@ from cleanscale.stages.place import Place
 from cleanscale.stages.supervision import AS_LABELLED, Supervision
 from cleanscale.storage import uris
 from cleanscale.storage.arrays import write_array
+from cleanscale.storage.manifests import fingerprint, read_json, write_json
+from cleanscale.storage.tables import fingerprint_columns
 from cleanscale.treatments import TREATMENTS, WEIGHING_TREATMENTS, Judged
 
 # References that no user has: labels that are right alone (every image verified), and the true label of every image.
@@ -44,6 +46,13 @@ NEXT = "next_round"
 BULKY = ("cleannet", "class_index", "relevance", "signals", "work", NEXT)
 # Fully connected layers on features: what the paper does from round 2, and all that trains here.
 ON_FEATURES = 2
+# Settings that change no result of a case, or are in the fingerprints of the stages it begins with.
+NOT_OF_CASES = {
+    **dict.fromkeys(("run", "data", "glyphs", "generated", "backbone", "augmentation", "features", "references"), True),
+    **dict.fromkeys(("evaluate", "engine", "tracking"), True),
+    "detector": {"compare"},
+    "treatment": {"name"},
+}
 
 
 @dataclass(frozen=True)
@@ -115,12 +124,14 @@ def prepare(data: DataSet, folder: Path, seeds: list[int], arguments: list[str])
 
 def run_case(base: Base, case: Case, folder: Path) -> dict[str, Any]:
     """Raises: what the stages raise. Returns case.json; arrays are beside it."""
-    done = folder / "case.json"
-    kept = json.loads(done.read_text()) if done.exists() else {}
-    if kept and set(case.treatments) <= set(kept["treatments"]) and set(case.detectors) <= set(kept["detectors"]):
-        return kept
     started = time.monotonic()
-    folder.mkdir(parents=True, exist_ok=True)
+    done, about = str(folder / "case.json"), made_from(base, case)
+    kept = read_json(done) or {}
+    if kept.get("made_from") != about:
+        shutil.rmtree(folder, ignore_errors=True)
+        write_json(done, {"made_from": about})
+    elif has_all(kept, case):
+        return kept
     place = Place(
         str(folder), case.seed, base.settings.engine.model_copy(update={"num_workers": 1}), Progress(silent=True)
     )
@@ -138,6 +149,7 @@ def run_case(base: Base, case: Case, folder: Path) -> dict[str, Any]:
     for name in BULKY:
         uris.remove_tree(uris.join(str(folder), name))
     found = {
+        "made_from": about,
         "name": case.name,
         "seed": case.seed,
         "classes": len(case.classes),
@@ -147,8 +159,41 @@ def run_case(base: Base, case: Case, folder: Path) -> dict[str, Any]:
         "treatments": case.treatments,
         "seconds": round(time.monotonic() - started, 1),
     }
-    done.write_text(json.dumps(found))
+    write_json(done, found)
     return found
+
+
+def has_all(kept: dict[str, Any], case: Case) -> bool:
+    """Whether a case came to its end with what is asked for; one that was only begun says no treatments."""
+    return "treatments" in kept and all(set(getattr(case, n)) <= set(kept[n]) for n in ("treatments", "detectors"))
+
+
+def made_from(base: Base, case: Case) -> str:
+    """Fingerprint of what the arrays of a case follow from, but for the code."""
+    true_R = base.inputs.train.true_labels()
+    return fingerprint(
+        {
+            "settings": settings_of_cases(base.settings),
+            "evidence": base.evidence[case.seed][1],
+            "classifier": base.classifier.made[1],
+            "test": base.test.fingerprint,
+            "truth": fingerprint_columns(pa.table({"true": true_R}), ["true"]),
+            "verification": verdicts(checked_labels(base, case)) if case.classes else None,
+            "case": [case.seed, case.rounds, case.retrained],
+        }
+    )
+
+
+def settings_of_cases(settings: Settings) -> dict[str, Any]:
+    """The settings that change what follows from evidence, presets and epochs of heads filled in."""
+    heads = head_classifier.head_settings(settings.heads, settings.classifier)
+    resolved = settings.model_copy(update={"heads": heads, "cleannet": settings.cleannet.resolved()})
+    return resolved.model_dump(mode="json", exclude=NOT_OF_CASES)
+
+
+def verdicts(checked: pa.Table) -> str:
+    """Fingerprint of verification labels."""
+    return fingerprint_columns(checked, checked.column_names)
 
 
 def checked_labels(base: Base, case: Case) -> pa.Table:

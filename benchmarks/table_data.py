@@ -13,6 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cleanscale.storage.tables import write_table
+
 SHARED = Path("../shared")
 OMNIGLOT_WRONG, OMNIGLOT_ALIKE = 0.3, 0.5  # share of wrong labels; of them, the share that stays in the alphabet
 
@@ -72,6 +74,8 @@ def alphabets() -> dict[int, int]:
 def write_omniglot(file: Path) -> None:
     """The training images with injected noise: a wrong label is one of two characters that the true one is always taken
     for, both of its alphabet, or any other character."""
+    if file.exists():  # written again, it would count as other data
+        return
     table = pq.read_table(SHARED / "data/omniglot/train.parquet", columns=["id", "image", "true_label"])
     true_N = table["true_label"].to_numpy()
     family_C = np.array([family for _, family in sorted(alphabets().items())])
@@ -85,8 +89,7 @@ def write_omniglot(file: Path) -> None:
         alike = random.random() < OMNIGLOT_ALIKE
         others = confused[true_N[n]] if alike else np.delete(np.arange(len(family_C)), true_N[n])
         label_N[n] = random.choice(others)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table.append_column("label", pa.array(label_N.astype(np.int32))), file)
+    write_table(str(file), table.append_column("label", pa.array(label_N.astype(np.int32))))
 
 
 # ---- who gets verification labels ------------------------------------------------------------------------------------
