@@ -7,8 +7,8 @@
 images. Prints one JSON line per size: seconds per image of each stage, memory, disk, and errors in classes that nobody
 verified. `cpu_seconds` is the processor time of the stages of round 0, which other work on the machine hardly changes.
 Each size is a run in a folder of its own below --folder, by `python -m cleanscale.train`; other arguments are settings
-of it. Interrupted, the same command goes on where it was; a size that is done is printed again. Run folders are removed
-when they are done, unless --keep; what was measured stays.
+of it. Interrupted (SIGTERM interrupts the run too), the same command goes on where it was; a size that is done is
+printed again. Run folders are removed when they are done, unless --keep; what was measured stays.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -27,6 +28,7 @@ import numpy as np
 
 from cleanscale.engine.memory import Sampler, descendants
 from cleanscale.stages.place import TIME
+from cleanscale.storage.manifests import read_json, write_json
 
 ROOT = Path(__file__).parents[1]
 SAMPLE_S = 5.0
@@ -34,20 +36,33 @@ IMAGES_PER_CLASS = 20
 
 
 class Watch(Sampler):
-    """Looks now and then at the bytes in a folder and at the processor time of all that this process has started."""
+    """Looks now and then at the bytes in a folder and at the processor time of all that this process has started.
 
-    def __init__(self, folder: Path) -> None:
+    attempts: file of what all attempts of a command have in common; one that is killed leaves its peak there.
+    """
+
+    def __init__(self, folder: Path, attempts: Path, asked: list[str]) -> None:
         super().__init__(SAMPLE_S)
-        self.folder = folder
-        self.peak_disk = 0
+        self.folder, self.attempts, self.asked = folder, attempts, asked
+        kept = read_json(str(attempts)) or {}
+        same = kept.get("command") == asked
+        self.begun = 1 + (kept["begun"] if same else 0)
+        self.peak_disk: int = kept["peak_disk_bytes"] if same else 0
+        self.keep()
         self.seen: dict[int, float] = {}  # by process; one that has ended keeps what it had when last seen
         self.times: list[tuple[float, float]] = []  # (seconds since the epoch, processor seconds of all until then)
 
     def look(self) -> None:
-        self.peak_disk = max(self.peak_disk, disk_bytes(self.folder))
+        if (disk := disk_bytes(self.folder)) > self.peak_disk:
+            self.peak_disk = disk
+            self.keep()
         for pid in descendants(os.getpid()):
             self.seen[pid] = max(cpu_seconds(pid), self.seen.get(pid, 0.0))
         self.times.append((time.time(), sum(self.seen.values())))
+
+    def keep(self) -> None:
+        kept = {"command": self.asked, "begun": self.begun, "peak_disk_bytes": self.peak_disk}
+        write_json(str(self.attempts), kept)
 
     def between(self, start: float, stop: float) -> float:
         """Processor seconds between two times, those between two looks in proportion."""
@@ -103,25 +118,44 @@ def measure(classes: int, images: int, options: argparse.Namespace, settings: li
     if kept.get("command") == asked[1:]:
         return kept["measured"]
     folder.mkdir(parents=True, exist_ok=True)
-    begun = json.loads(attempts.read_text()) if attempts.exists() else {"begun": 0, "peak_disk_bytes": 0}
-    attempts.write_text(json.dumps(begun | {"begun": begun["begun"] + 1}))
     started = time.monotonic()
-    with Watch(folder) as watch:
-        subprocess.run(asked, cwd=ROOT, stdout=sys.stderr, check=True)
+    with Watch(folder, attempts, asked[1:]) as watch:
+        run_to_its_end(asked)
     seconds = time.monotonic() - started
     found = told(folder, classes, images, options.detector)
     cpu = cpu_of_stages(folder, watch)
     found |= {"cpu_seconds": cpu, "cpu_seconds_per_image": {name: value / images for name, value in cpu.items()}}
     found |= {
         "seconds_of_command": round(seconds, 1),
-        "peak_disk_bytes": max(begun["peak_disk_bytes"], watch.peak_disk, found["disk_bytes"]),
-        "times_begun": begun["begun"] + 1,  # more than one: seconds of stages are of all, memory peaks of the last
+        "peak_disk_bytes": max(watch.peak_disk, found["disk_bytes"]),
+        "times_begun": watch.begun,  # more than one: seconds of stages are of all, memory peaks of the last
     }
     line.write_text(json.dumps({"command": asked[1:], "measured": found}))
     attempts.unlink()
     if not options.keep:
         shutil.rmtree(folder)
     return found
+
+
+def run_to_its_end(asked: list[str]) -> None:
+    """A run that does not outlive this process: a terminal interrupts both, and SIGTERM is passed on.
+
+    Raises: CalledProcessError when the run fails.
+    """
+    child = subprocess.Popen(asked, cwd=ROOT, stdout=sys.stderr)
+    try:
+        status = child.wait()
+    except SystemExit:
+        child.terminate()
+        raise
+    finally:
+        child.wait()
+    if status:
+        raise subprocess.CalledProcessError(status, asked)
+
+
+def stop(number: int, _: object) -> None:
+    sys.exit(128 + number)
 
 
 def told(folder: Path, classes: int, images: int, detector: str) -> dict[str, Any]:
@@ -201,6 +235,7 @@ def main() -> int:
     parser.add_argument("--folder", default="runs/label_space")
     parser.add_argument("--keep", action="store_true", help="keep the run folders")
     options, settings = parser.parse_known_args()
+    signal.signal(signal.SIGTERM, stop)
     for classes in options.classes:
         images = options.images or IMAGES_PER_CLASS * classes
         sys.stderr.write(f"label_space: {classes:,} classes, {images:,} images\n")
