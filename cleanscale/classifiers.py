@@ -38,7 +38,8 @@ class Inputs:
 @dataclass(frozen=True)
 class Trained:
     """A classifier, the stage whose file holds its backbone (None where the input is features), and the folder of the
-    features that its fully connected layers were trained on (None where it was trained on images)."""
+    projection that its fully connected layers stand behind (None where they take features as the backbone gives
+    them)."""
 
     made: Made
     backbone: Made | None
@@ -265,7 +266,9 @@ def fine_tune_on_clean(settings: Settings, place: Place, inputs: Inputs, final: 
         return train_head(
             settings, place, inputs, number, shards, final.backbone, AS_LABELLED, start=final.made, name=name
         )
-    return train_on_images(settings, place, inputs.clean, number, AS_LABELLED, start=final.made, name=name)
+    tuned = train_on_images(settings, place, inputs.clean, number, AS_LABELLED, start=final.made, name=name)
+    # A head behind a projection (label_cleaning's) stays behind it: the network that is fine-tuned holds both.
+    return replace(tuned, projection=final.projection)
 
 
 def predict_test(

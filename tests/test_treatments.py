@@ -152,6 +152,20 @@ def test_the_default_treatment_is_the_same_bits_after_all_others(tiny, weighted)
     assert (folder / LAST).read_bytes() == weighted[0]
 
 
+@pytest.mark.slow
+def test_cleaned_labels_and_then_clean_images_train_one_network_behind_its_projection(
+    call_main, in_this_process, tmp_path
+):
+    """Slow: trains classifiers."""
+    more = ["--glyphs.clean_per_class", "3", "--features.dimensions", "32", "--treatment.name", "label_cleaning"]
+    with in_this_process():
+        status, said = call_main(["--config", str(TINY), "--run.uri", str(tmp_path / "run"), *QUICK, *more])
+    assert status == 0, said
+    classification = json.loads((tmp_path / "run/metrics.json").read_text())["classification"]
+    assert list(classification) == ["round_0", "round_1", "fine_tuned_on_clean"]
+    assert classification["fine_tuned_on_clean"]["top1"]["n"] == 20 * 4
+
+
 @pytest.fixture(scope="module")
 def on_features(call_main, in_this_process, small_values, feature_values, tmp_path_factory):
     """on_features(treatment, ...) -> (exit status, run folder, what was logged): a run on features, with verdicts that

@@ -12,9 +12,15 @@ from cleanscale.models import weight_files
 from cleanscale.models.backbones import Backbone, BackboneSettings, build_backbone
 from cleanscale.models.heads import Head, Layers
 
+STEEPEST = 1e-4  # of features that are about 1
+
 
 class FeatureProjection(nn.Module):
-    """`maths.projection.Projection` inside a network: a head on projected features takes what the backbone gives."""
+    """`maths.projection.Projection` inside a network: a head on projected features takes what the backbone gives.
+
+    Backwards the square root counts as no steeper than at STEEPEST: at a feature of 0, of which pooled activations
+    have many, its own slope is infinite and fine-tuning would end in NaN.
+    """
 
     array_KD: torch.Tensor
 
@@ -23,7 +29,9 @@ class FeatureProjection(nn.Module):
         self.register_buffer("array_KD", array_KD)
 
     def forward(self, feature_BD: torch.Tensor) -> torch.Tensor:
-        root_BD = feature_BD.sign() * feature_BD.abs().sqrt()
+        size_BD = feature_BD.detach().abs()
+        slope_BD = 0.5 / size_BD.clamp_min(STEEPEST).sqrt()
+        root_BD = feature_BD.detach().sign() * size_BD.sqrt() + slope_BD * (feature_BD - feature_BD.detach())
         return (root_BD - self.array_KD[0]) @ self.array_KD[1:].T
 
 

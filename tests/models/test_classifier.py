@@ -70,3 +70,18 @@ def test_a_projection_inside_the_classifier_does_what_the_features_stage_did():
     with torch.inference_mode():
         expected = head(torch.from_numpy(project(feature_BD.numpy())))
         torch.testing.assert_close(loaded.eval()(images), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_backbone_learns_through_a_projection_also_from_features_of_0():
+    """In float64, against the quotient of differences; at 0 the square root's own slope is infinite."""
+    project = FeatureProjection(torch.randn(4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+    feature_BD = torch.tensor([[0.0, 1.0, 2.0, -3.0, 1e-9]], dtype=torch.float64, requires_grad=True)
+    project(feature_BD).sum().backward()
+    gradient_D = feature_BD.grad[0]
+    for at in (1, 2, 3):
+        step_BD = 1e-6 * torch.nn.functional.one_hot(torch.tensor([at]), 5)
+        with torch.no_grad():
+            change = (project(feature_BD + step_BD) - project(feature_BD - step_BD)).sum() / 2e-6
+        torch.testing.assert_close(gradient_D[at], change, rtol=1e-6, atol=1e-8)
+    assert gradient_D.isfinite().all()
+    assert gradient_D.abs().max() < 1000
