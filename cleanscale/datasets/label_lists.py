@@ -21,10 +21,13 @@ from cleanscale.datasets.labels import MISSING, UNKNOWN, LabelMap
 from cleanscale.datasets.rejects import Reason, rejected_rows
 from cleanscale.schema import EDGES, RIGHT, WRONG
 
+NONE_RIGHT = -1  # the label of the one true edge of an image that is known to have no true label
+
 
 @dataclass(frozen=True)
 class Lists:
-    """The edges of a read, and list entries that cannot be used; true_edges is None where the truth is not given."""
+    """The edges of a read, and list entries that cannot be used; true_edges is None where the truth is not given of
+    any image."""
 
     edges: pa.Table
     true_edges: pa.Table | None
@@ -130,13 +133,19 @@ def _flat(column: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray, np.ndarray]:
 
 
 def _true_edges(table: pa.Table, label_map: LabelMap) -> pa.Table | None:
-    """True labels as edges; one that is none of the classes cannot be predicted and is left out."""
+    """True labels as edges; one that is none of the classes cannot be predicted and is left out.
+
+    An image whose list is null has no edge, as its truth is not known; one whose list leaves nothing has NONE_RIGHT.
+    """
     if "true_label" not in table.column_names:
         return None
     label_L, _, length_N = _flat(table["true_label"])
     class_L = label_map.encode(label_L)
-    row_L = np.repeat(table["row"].to_numpy(), length_N)
-    return _edges(row_L[class_L >= 0], class_L[class_L >= 0])
+    row_N = table["row"].to_numpy()
+    row_L = np.repeat(row_N, length_N)[class_L >= 0]
+    none_N = row_N[np.asarray(pc.is_valid(table["true_label"])) & ~np.isin(row_N, row_L)]
+    class_L = np.concatenate([class_L[class_L >= 0], np.full(len(none_N), NONE_RIGHT)])
+    return _edges(np.concatenate([row_L, none_N]), class_L)
 
 
 def _edges(row_E: np.ndarray, label_E: np.ndarray) -> pa.Table:

@@ -8,17 +8,27 @@ One label per image is the special case: its edges follow from the labels by row
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
 from cleanscale import schema
+from cleanscale.datasets.label_lists import NONE_RIGHT
 from cleanscale.maths.label_lists import LabelLists
 from cleanscale.stages.ingest import EDGES, REJECTED_LABEL, TRUE_EDGES, TRUTH_NOT_GIVEN, Ingested, part_name
 from cleanscale.storage import uris
 from cleanscale.storage.tables import read_table
 
 Edges = tuple[np.ndarray, np.ndarray]  # (row int64 [E], label int32 [E])
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The true labels of some images. known_N: bool; where False nothing is known, and the list is empty too."""
+
+    lists: LabelLists
+    known_N: np.ndarray
 
 
 def noisy(data: Ingested, row_N: np.ndarray) -> LabelLists:
@@ -28,17 +38,25 @@ def noisy(data: Ingested, row_N: np.ndarray) -> LabelLists:
     return LabelLists.of_edges(*joined(of_parts(data, EDGES, row_N)), row_N)
 
 
-def true(data: Ingested, row_N: np.ndarray) -> LabelLists | None:
-    """The true labels, for the evaluation alone; None where none are known."""
-    if data.multi_label:
-        if not uris.exists(uris.join(data.folder, TRUE_EDGES, part_name(0))):
-            return None
-        return LabelLists.of_edges(*joined(of_parts(data, TRUE_EDGES, row_N)), row_N)
-    label_N = data.true_labels()[row_N]
-    if (label_N == TRUTH_NOT_GIVEN).any():
+def truth_given(data: Ingested) -> bool:
+    """Whether any true labels may be known."""
+    return uris.exists(uris.join(data.folder, TRUE_EDGES, part_name(0))) if data.multi_label else data.has_true_labels
+
+
+def true(data: Ingested, row_N: np.ndarray) -> Truth | None:
+    """The true labels, for the evaluation alone; None where those of no image are known."""
+    if not truth_given(data):
         return None
-    known = label_N != REJECTED_LABEL
-    return LabelLists.of_edges(row_N[known], label_N[known], row_N)
+    if data.multi_label:
+        row_E, label_E = joined(of_parts(data, TRUE_EDGES, row_N))
+        none = NONE_RIGHT
+    else:
+        label_N = data.true_labels()[row_N]
+        given_N = label_N != TRUTH_NOT_GIVEN
+        row_E, label_E, none = row_N[given_N], label_N[given_N], REJECTED_LABEL
+    known_N = np.isin(row_N, row_E)
+    label_of_E = label_E != none
+    return Truth(LabelLists.of_edges(row_E[label_of_E], label_E[label_of_E], row_N), known_N) if known_N.any() else None
 
 
 def of_parts(data: Ingested, kind: str, row_N: np.ndarray) -> Iterator[Edges]:

@@ -41,7 +41,7 @@ from cleanscale.storage.shards import Shard
 from cleanscale.storage.tables import read_table
 
 RANGE_VALUES = 1 << 23  # test images x classes of a task
-FEWEST_VERDICTS = 5  # behind the noise rate of a class
+FEWEST_VERDICTS = 5  # or known truths, behind the noise rate of a class
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,8 @@ def measure_classes(item: tuple[int, int], job: Job) -> dict[str, dict[str, Sums
 def class_frequency_and_noise(train: Ingested) -> tuple[np.ndarray, np.ndarray]:
     """(training images with each noisy label; share of these labels that is wrong, NaN where it is not known).
 
-    The share is that of all labels where the truth is known, else that of verified ones (FEWEST_VERDICTS at least).
+    The share is that of the labels of images whose truth is known, where no truth is that of verified labels; of
+    FEWEST_VERDICTS labels at least, or of all that there are.
     """
     classes, row_N = train.num_classes, train.accepted_rows()
     noisy = label_edges.noisy(train, row_N)
@@ -122,10 +123,13 @@ def class_frequency_and_noise(train: Ingested) -> tuple[np.ndarray, np.ndarray]:
         wrong_C = np.bincount(label_E[judged_noisy_E & wrong_E], minlength=classes)
         rate_C = np.where(looked_C >= FEWEST_VERDICTS, wrong_C / np.maximum(looked_C, 1), np.nan)
         return noisy.counts(classes), rate_C
-    wrong_E = ~contains(truth, noisy.image_E, noisy.label_E, classes)
-    count_C = noisy.counts(classes)
-    wrong_C = np.bincount(noisy.label_E[wrong_E], minlength=classes)
-    return count_C, np.where(count_C > 0, wrong_C / np.maximum(count_C, 1), np.nan)
+    known_E = truth.known_N[noisy.image_E]
+    wrong_E = known_E & ~contains(truth.lists, noisy.image_E, noisy.label_E, classes)
+    count_C, looked_C, wrong_C = (
+        np.bincount(noisy.label_E[of_E], minlength=classes) for of_E in (slice(None), known_E, wrong_E)
+    )
+    enough_C = (looked_C > 0) & (looked_C >= np.minimum(count_C, FEWEST_VERDICTS))
+    return count_C, np.where(enough_C, wrong_C / np.maximum(looked_C, 1), np.nan)
 
 
 def contains(lists: LabelLists, image_E: np.ndarray, label_E: np.ndarray, classes: int) -> np.ndarray:
@@ -135,7 +139,7 @@ def contains(lists: LabelLists, image_E: np.ndarray, label_E: np.ndarray, classe
 
 def labels(place: Place, train: Ingested, features: FeatureShards, cleaned: str, threshold: float, resamples: int):
     """How wrong the training labels are before and after cleaning; nothing where the truth is not known."""
-    if label_edges.true(train, train.accepted_rows()[:1]) is None:
+    if not label_edges.truth_given(train):
         return {}
     verified = np.unique(train.verification()["row"].to_numpy())
     shards = list(features.shards)
@@ -146,14 +150,16 @@ def labels(place: Place, train: Ingested, features: FeatureShards, cleaned: str,
 def count_shard(
     shard: Shard, train: Ingested, cleaned: str, threshold: float, verified: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(distinct rows of COUNTED, images that have them) of one shard."""
+    """(distinct rows of COUNTED, images that have them) of the images of a shard whose truth is known."""
     table = read_table(uris.join(cleaned, f"{shard.name}.parquet"))
-    table = table.filter(pa.array(~np.isin(table["row"].to_numpy(), verified)))
-    row_N, image_E = np.unique(table["row"].to_numpy(), return_inverse=True)
+    row_N = np.setdiff1d(table["row"].to_numpy(), verified)
     truth = label_edges.true(train, row_N)
-    if not len(row_N) or truth is None:
+    if truth is None:
         return np.zeros((0, len(COUNTED)), np.int64), np.zeros(0, np.int64)
-    right_E = contains(truth, image_E, table["label"].to_numpy(), train.num_classes)
+    row_N, right = row_N[truth.known_N], truth.lists.take(np.flatnonzero(truth.known_N))
+    table = table.filter(pa.array(np.isin(table["row"].to_numpy(), row_N)))
+    image_E = np.searchsorted(row_N, table["row"].to_numpy())
+    right_E = contains(right, image_E, table["label"].to_numpy(), train.num_classes)
     noisy_E = table["noisy"].to_numpy() > 0
     kept_E = table["cleaned"].to_numpy() >= threshold
     counted = {
@@ -163,6 +169,6 @@ def count_shard(
         "cleaned_false": kept_E & ~right_E,
     }
     per_image = {name: np.bincount(image_E[mask_E], minlength=len(row_N)) for name, mask_E in counted.items()}
-    per_image["missing"] = truth.length_N - np.bincount(image_E[noisy_E & right_E], minlength=len(row_N))
-    per_image["cleaned_missing"] = truth.length_N - np.bincount(image_E[kept_E & right_E], minlength=len(row_N))
+    per_image["missing"] = right.length_N - np.bincount(image_E[noisy_E & right_E], minlength=len(row_N))
+    per_image["cleaned_missing"] = right.length_N - np.bincount(image_E[kept_E & right_E], minlength=len(row_N))
     return np.unique(np.column_stack([per_image[name] for name in COUNTED]), axis=0, return_counts=True)

@@ -1,7 +1,7 @@
 import pyarrow as pa
 import pytest
 
-from cleanscale.datasets.label_lists import has_lists, join_edges, split_lists
+from cleanscale.datasets.label_lists import NONE_RIGHT, has_lists, join_edges, split_lists
 from cleanscale.datasets.labels import LabelMap, distinct_labels
 from cleanscale.datasets.rejects import Reason
 
@@ -57,10 +57,12 @@ def test_an_image_without_any_usable_label_is_left_to_the_checks_of_images():
 
 
 def test_true_labels_are_edges_of_their_own():
-    single, lists = split_lists(read([["dog"], ["cat"]], [["cat", "dog"], ["eel"]]), NAMES)
+    truth = [["cat", "dog"], ["eel"], [], None]
+    single, lists = split_lists(read([["dog"], ["cat"], ["cat"], ["cat"]], truth), NAMES)
     assert "true_label" not in single.column_names
     assert lists.true_edges is not None
-    assert edges_of(lists.true_edges) == [(10, 1), (10, 2)]
+    none_right = [(11, NONE_RIGHT), (12, NONE_RIGHT)]  # of row 13 nothing is known
+    assert edges_of(lists.true_edges) == [(10, 1), (10, 2), *none_right]
 
 
 @pytest.fixture

@@ -148,14 +148,17 @@ def test_lists_of_labels_are_edges_beside_the_images(place, data, tmp_path):
 
 
 def test_integer_lists_keep_their_numbers_and_true_lists_are_known(place, data):
-    truth = lists([[7], [2, 7], [9]], pa.int64())
-    uri = data(list("abc"), lists([[7, 2], [2], [7]], pa.int32()), true_label=truth)
+    truth = lists([[7], [2, 7], [9], [], None], pa.int64())
+    uri = data(list("abcde"), lists([[7, 2], [2], [7], [7], [7]], pa.int32()), true_label=truth)
     found = ingest.run(place, place.path("ingest"), uri, DataSettings(true_label="true_label"))
     row_N = found.accepted_rows()
-    assert label_edges.noisy(found, row_N).label_E.tolist() == [2, 7, 2, 7]
+    assert label_edges.noisy(found, row_N).label_E.tolist() == [2, 7, 2, 7, 7, 7]
     true = label_edges.true(found, row_N)
     assert true is not None
-    assert (true.label_E.tolist(), true.length_N.tolist()) == ([7, 2, 7], [1, 2, 0])  # 9 is none of the classes
+    assert true.lists.label_E.tolist() == [7, 2, 7]
+    assert true.lists.length_N.tolist() == [1, 2, 0, 0, 0]  # 9 is none of the classes
+    assert true.known_N.tolist() == [True, True, True, True, False]
+    assert label_edges.true(found, row_N[4:]) is None
 
 
 def test_one_label_per_image_is_one_edge_per_image(place, data):
