@@ -24,12 +24,15 @@ import torch
 from torch import nn
 
 from cleanscale import schema
-from cleanscale.engine.tasks import map_shards
+from cleanscale.engine.tasks import map_shards, shared_value
 from cleanscale.errors import ConfigError
+from cleanscale.maths.compared_classes import Others
+from cleanscale.maths.evidence import OutOfFold
 from cleanscale.maths.label_lists import LabelLists
 from cleanscale.maths.noise_types import WRONG_UNNAMED
 from cleanscale.models.noise_models import WithNoiseLayer
 from cleanscale.stages import label_edges, noise_pairs
+from cleanscale.stages.evidence_heads import heads_of
 from cleanscale.stages.feature_shards import FeatureShards
 from cleanscale.stages.ingest import Ingested
 from cleanscale.stages.judged_shard import places
@@ -52,6 +55,7 @@ WEIGHTS, TARGETS, KNOWN, ODDS = "weights.npy", "targets.npy", "known.npy", "log_
 MATRIX, CONFUSION = "observed_given_true.npy", "confusion.parquet"
 # noise_em shows verified images so often that there are this many of them for each image (Xiao et al., section 4).
 VERIFIED_SHARE = 0.5
+RELABEL_FORM = 2  # of what relabel leaves
 
 
 @dataclass(frozen=True)
@@ -211,7 +215,8 @@ def make(
     }
     inputs |= {"evidence": evidence[1]}
     inputs |= {"relevance": relevance[1]} if name not in ANCHORED else {}
-    key = {"treatment": {"name": name}, "run": {"seed": place.seed}}
+    form = {"form": RELABEL_FORM} if name == "relabel" else {}
+    key = {"treatment": {"name": name} | form, "run": {"seed": place.seed}}
     stage = open_stage(folder, "supervision", key, inputs)
     if stage.complete:
         return stage.complete
@@ -273,29 +278,54 @@ def read_noise(folder: str) -> NoiseModel:
 
 
 def write_relabelled(path: Any, job: Job) -> None:
-    found = [one for _, one in map_shards(relabel_shard, list(job.features.shards), job)]
+    heads = shared_value(heads_of, job.evidence, job.row_folds, job.seed)
+    found = [one for _, one in map_shards(relabel_shard, list(job.features.shards), job, heads)]
     rows = len(job.known_R)
     write_array(path(TARGETS), scatter(rows, [(row_N, target_N) for row_N, target_N, _ in found], -1, np.int32))
     write_array(path(WEIGHTS), scatter(rows, [(row_N, weight_N) for row_N, _, weight_N in found], 0.0, np.float32))
 
 
-def relabel_shard(shard: Shard, job: Job) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def relabel_shard(shard: Shard, job: Job, heads: OutOfFold) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(rows, targets, weights) of one shard."""
     judged = read_table(uris.join(job.relevance, f"{shard.name}.parquet"))
     row_N = judged["row"].to_numpy()
-    seen = read_table(
-        uris.join(job.evidence, f"{shard.name}.parquet"), ["row", "log_probability", "best_other_log_probability"]
-    )
+    names = ["row", "log_probability", "best_other", "best_other_log_probability"]
+    seen = read_table(uris.join(job.evidence, f"{shard.name}.parquet"), names)
     seen = seen.take(pa.array(places(seen["row"].to_numpy(), row_N)))
+    suggested_N = judged["suggested_label"].fill_null(-1).to_numpy()
     target_N, weight_N = relabelled(
         Suggested(
             judged["label"].to_numpy(),
             judged["probability_correct"].to_numpy(),
             judged["mislabeled"].to_numpy(),
-            judged["suggested_label"].fill_null(-1).to_numpy(),
+            suggested_N,
             seen["log_probability"].to_numpy(),
-            seen["best_other_log_probability"].to_numpy(),
+            suggested_log_probability(shard, job, heads, row_N, suggested_N, seen),
             job.known_R[row_N],
         )
     )
     return row_N, target_N, weight_N
+
+
+def suggested_log_probability(
+    shard: Shard, job: Job, heads: OutOfFold, row_N: np.ndarray, suggested_N: np.ndarray, seen: pa.Table
+) -> np.ndarray:
+    """float32 [N]: of the suggestion, by heads that have not seen the image; of the best other class where there is
+    none. seen: what the evidence says of these rows.
+
+    Where the suggestion is not the evidence's best other class but the class index's, its logit is compared with that
+    of the best other class, or of the label where the evidence has none.
+    """
+    best_N, log_probability_N = (seen[name].to_numpy() for name in ("best_other", "best_other_log_probability"))
+    at_X = np.flatnonzero((suggested_N >= 0) & (suggested_N != best_N))
+    if not len(at_X):
+        return log_probability_N
+    features = job.features.read(shard)
+    of_X = features.take(places(features.row_N, row_N[at_X]))
+    known_X = np.where(best_N[at_X] >= 0, best_N[at_X], of_X.label_N).astype(np.int64)
+    known_log_probability_X = np.where(best_N >= 0, log_probability_N, seen["log_probability"].to_numpy())[at_X]
+    only = Others(np.zeros((len(at_X), 1), np.float32), suggested_N[at_X, None].astype(np.int64), np.empty(0, np.int64))
+    known_logit_X, logit_X1 = heads.own_and_others(of_X.feature_ND.astype(np.float32), of_X.row_N, known_X, only)
+    found_N = log_probability_N.copy()
+    found_N[at_X] = np.minimum(known_log_probability_X + logit_X1[:, 0] - known_logit_X, 0)
+    return found_N

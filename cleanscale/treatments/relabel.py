@@ -18,7 +18,7 @@ class Suggested(NamedTuple):
     mislabeled_N: np.ndarray  # bool
     suggested_N: np.ndarray  # -1: none
     log_probability_N: np.ndarray  # of the label, by heads that have not seen the image
-    suggested_log_probability_N: np.ndarray
+    suggested_log_probability_N: np.ndarray  # of the suggestion, by the same heads; of no account where there is none
     known_N: np.ndarray  # the true class where somebody named it; below 0 elsewhere
 
 

@@ -1,23 +1,34 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
+from cleanscale.engine.here import Here, in_this_process
 from cleanscale.errors import ConfigError
 from cleanscale.maths.noise_types import WRONG_UNNAMED, confusion_of_pairs
+from cleanscale.models.heads import Head
 from cleanscale.schema import UNSEEN
-from cleanscale.stages import noise_pairs
+from cleanscale.stages import head_files, noise_pairs
+from cleanscale.stages.evidence_heads import head_name, heads_of
+from cleanscale.stages.feature_files import fixed_size
+from cleanscale.stages.feature_shards import FeatureShards
+from cleanscale.stages.noise_matrices import Job
 from cleanscale.stages.settings import TreatmentSettings
 from cleanscale.stages.supervision import (
     AS_LABELLED,
     CONFUSION,
     KNOWN,
+    TARGETS,
+    WEIGHTS,
     Supervision,
     check,
     read_noise,
     verified_pairs,
+    write_relabelled,
 )
-from cleanscale.storage.arrays import write_array
+from cleanscale.storage.arrays import read_array, write_array
 from cleanscale.storage.manifests import open_stage
+from cleanscale.storage.shards import Shard
 from cleanscale.storage.tables import write_table
 from cleanscale.training.head_settings import HeadSettings
 
@@ -97,3 +108,53 @@ def test_a_model_of_the_noise_is_refused_where_heads_are_sharded_and_weights_are
     with pytest.raises(ConfigError, match=r"heads of 100000 classes are sharded.*probability"):
         check(TreatmentSettings(name="noise_em"), HeadSettings(), 100_000)
     check(TreatmentSettings(name="probability"), HeadSettings(), 100_000)
+
+
+def test_the_weight_of_a_suggestion_is_its_own_probability_whoever_suggested_it(tmp_path):
+    """Against all log-probabilities of the heads: suggestions of the evidence, of the class index, and none."""
+    classes, images = 5, 12
+    random = np.random.default_rng(0)
+    label_N, right_N = np.sort(random.integers(0, classes, images)), random.random(images).astype(np.float32)
+    feature_ND = random.standard_normal((images, 3)).astype(np.float16)
+    torch.manual_seed(0)
+    for fold in range(2):
+        head_files.write_dense(str(tmp_path / "evidence" / head_name(fold)), Head(3, classes))
+    probability_NC = np.exp(heads_of(str(tmp_path / "evidence"), 2, 0).log_probability(feature_ND, np.arange(images)))
+    image_N = np.arange(images)
+    own_N = probability_NC[image_N, label_N]
+    others_NC = np.where(np.arange(classes) == label_N[:, None], 0, probability_NC)
+    ranked_NC = np.argsort(-others_NC, axis=1)
+    best_N = np.where(image_N == 11, -1, ranked_NC[:, 0])
+    suggested_N = np.where(image_N % 3 == 0, best_N, ranked_NC[:, 2])
+    suggested_N = np.where(image_N % 3 == 1, -1, suggested_N)
+    shard = Shard(index=0, label_start=0, label_stop=classes, part=0, parts=1, rows=images)
+    log_best_N = np.where(best_N < 0, -30, np.log(others_NC.max(1)))
+    mixed = image_N[::-1]  # tables are joined by row
+    tables = {
+        "features": {"row": image_N, "label": label_N.astype(np.int32), "feature": fixed_size(feature_ND)},
+        "relevance": {
+            "row": mixed,
+            "label": label_N[mixed],
+            "probability_correct": right_N[mixed],
+            "mislabeled": (suggested_N >= 0)[mixed],
+            "suggested_label": pa.array(suggested_N[mixed], mask=suggested_N[mixed] < 0),
+        },
+        "evidence": {
+            "row": image_N,
+            "log_probability": np.log(own_N),
+            "best_other": best_N,
+            "best_other_log_probability": log_best_N.astype(np.float32),
+        },
+    }
+    for folder, columns in tables.items():
+        write_table(str(tmp_path / folder / f"{shard.name}.parquet"), pa.table(columns))
+    features = FeatureShards(str(tmp_path / "features"), "f", 3, (shard,))
+    known_R = np.full(images, UNSEEN, np.int32)
+    job = Job(features, classes, str(tmp_path / "relevance"), str(tmp_path / "evidence"), 2, known_R, 0)
+    with in_this_process(Here()):
+        write_relabelled(lambda name: str(tmp_path / name), job)
+    target_R = np.where(suggested_N >= 0, suggested_N, label_N)
+    of_others_N = probability_NC[image_N, target_R] / (1 - own_N)
+    np.testing.assert_array_equal(read_array(str(tmp_path / TARGETS)), target_R)
+    expected_R = np.where(suggested_N >= 0, (1 - right_N) * of_others_N, right_N)
+    np.testing.assert_allclose(read_array(str(tmp_path / WEIGHTS)), expected_R, rtol=1e-3)
