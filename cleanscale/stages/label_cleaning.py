@@ -38,6 +38,8 @@ from cleanscale.training.label_cleaning_settings import CleaningSettings
 CLEANER, LABELS = "cleaner.safetensors", "labels"  # the table of cleaned labels
 BLOCK_VALUES = 1 << 24  # images x classes looked at together
 SAY_EVERY = 20  # steps
+# Settings of heads that the classifier on noisy labels follows: its batches and its loss are label cleaning's.
+OF_HEADS = ("hidden_width", "dropout", "epochs", "learning_rate", "weight_decay")
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def run(
         name,
         {
             "cleaning": settings.model_dump(mode="json"),
-            "heads": heads.dense().model_dump(mode="json"),
+            "heads": heads.dense().model_dump(mode="json", include=set(OF_HEADS)),
             "run": {"seed": place.seed},
         },
         {

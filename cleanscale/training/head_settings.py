@@ -30,13 +30,22 @@ class HeadSettings(BaseModel):
         None,
         ge=1,
         description="Images per step over all workers [default: 512, in small collections fewer, 32 at least, so that "
-        "an epoch has 50 steps; sharded: 512].",
+        "an epoch has 50 steps; sharded: 512]. Not label_cleaning's: --cleaning.batch.",
     )
     learning_rate: float = Field(2e-3, description="Peak learning rate of AdamW; falls to zero along a cosine.", gt=0)
     weight_decay: float = Field(0.02, description="Decoupled weight decay of AdamW.", ge=0)
-    label_smoothing: float = Field(0.0, description="Share of each target spread evenly over all classes.", ge=0, lt=1)
+    label_smoothing: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of each target spread evenly over all classes; in the plain loss alone, not in that of a "
+        "noise model or of label_cleaning.",
+    )
     mixup: float | None = Field(
-        None, ge=0, description="Beta(mixup, mixup) mixes images and targets; 0: off [default: 1; sharded: 0]."
+        None,
+        ge=0,
+        description="Beta(mixup, mixup) mixes images and targets; 0: off [default: 1; sharded: 0]. Not in "
+        "label_cleaning.",
     )
     sharded: Literal["auto", "on", "off"] = Field(
         "auto", description="Whether each worker owns the output rows of a range of classes; auto: by sharded_from."

@@ -51,7 +51,11 @@ class CleaningSettings(BaseModel):
         8, ge=1, description="Passes over the images after the classifier has learned the noisy labels."
     )
     pretrain_steps: int = Field(500, ge=1, description="Steps of a cleaner that is trained first.")
-    batch: int = Field(128, ge=2, description="Images per step over all workers, verified ones included.")
+    batch: int = Field(
+        128,
+        ge=2,
+        description="Images per step over all workers, verified ones included; also of the classifier on noisy labels.",
+    )
     learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate of the classifier, by AdamW.")
     cleaner_learning_rate: float = Field(3e-3, gt=0, description="Peak learning rate of the cleaner, by AdamW.")
     weight_decay: float = Field(0.02, ge=0, description="Decoupled weight decay of both.")

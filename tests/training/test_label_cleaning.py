@@ -111,6 +111,16 @@ def test_baselines_have_no_cleaner_and_their_start_is_not_changed(world, fitted)
         torch.testing.assert_close(value, again.state_dict()[name], rtol=0, atol=0)
 
 
+def test_batches_and_targets_of_the_noisy_classifier_are_label_cleanings_own(world):
+    """It follows neither batches nor mixed or smoothed targets of heads: the stage's key leaves them out."""
+    other = HEADS.model_copy(update={"batch": 7, "mixup": 1.0, "label_smoothing": 0.1})
+    one, again = (
+        Trainer(world.images(), world.verified(), C, SETTINGS, heads.model_copy(update={"epochs": 1}), seed=3)
+        for heads in (HEADS, other)
+    )
+    assert torch.equal(one.fit("noisy").head.output.weight, again.fit("noisy").head.output.weight)
+
+
 def test_the_classifier_moves_nothing_in_the_cleaner(world, fitted):
     """Without its own loss the cleaner stays where it began, whatever the classifier learns."""
     start = fitted["noisy"].head
