@@ -131,14 +131,6 @@ def expected_calibration_error(right_N: np.ndarray, probability_N: np.ndarray, b
     return float(np.average(np.abs(points.share_right_B - points.probability_B), weights=points.images_B))
 
 
-def top_k_correct(score_NC: np.ndarray, target_N: np.ndarray, k: int) -> np.ndarray:
-    """bool [N]: the target is among the k best classes. Of equal scores the lower class comes first, as in argmax."""
-    score_NC, target_N = np.asarray(score_NC), np.asarray(target_N)
-    own_N1 = np.take_along_axis(score_NC, target_N[:, None], axis=1)
-    ahead_NC = (score_NC > own_N1) | ((score_NC == own_N1) & (np.arange(score_NC.shape[1]) < target_N[:, None]))
-    return ahead_NC.sum(axis=1) < k
-
-
 def suspicion(score_N: np.ndarray) -> np.ndarray:
     """The score turned round: higher where the label is more likely wrong."""
     return -np.asarray(score_N, np.float64)

@@ -52,10 +52,6 @@ class Classifier(nn.Module):
         feature_BD = self.backbone(image_B3SS)
         return self.head(feature_BD if self.projection is None else self.projection(feature_BD))
 
-    def freeze_backbone(self) -> None:
-        """From now on only the fully connected layers train; batch normalisation keeps its statistics."""
-        self.backbone.freeze()
-
 
 def build_classifier(
     settings: BackboneSettings, num_classes: int | None, *, hidden_width: int = 0, dropout: float = 0.0, seed: int = 0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -23,6 +23,7 @@ from cleanscale.training.head_settings import HeadPlan, HeadSettings
 from cleanscale.training.losses import Loss, plain_loss
 
 Wrapped = TypeVar("Wrapped", bound=nn.Module)
+SUMMED_ROWS = 65_536
 
 
 def fit_head(
@@ -90,7 +91,10 @@ def _fit(
             head = copy.deepcopy(start)
         else:
             head = Head(rows.feature.shape[1], num_classes, settings.hidden_width, settings.dropout)
-            _standardise(head, rows)
+            blocks = rows.feature.split(SUMMED_ROWS)
+            head.mean_D, head.scale_D = standardisation(
+                blocks, rows.feature.shape[1], rows.total, rows.together, rows.feature.device
+            )
         model = wrap(head)
         model.to(device).train()
         torch.manual_seed(_torch_seed(seed, 1 + rows.together.rank))  # dropout
@@ -254,19 +258,27 @@ def _mean_loss(
     return (share * weight_B * loss_B + (1 - share) * weight_B.flip(0) * other_B).mean()
 
 
-def _standardise(head: Head, rows: _TrainingRows) -> None:
-    """Mean and spread over all workers' images, summed in float64 so that the number of workers hardly matters."""
-    width = rows.feature.shape[1]
-    sums_2D = torch.zeros(2, width, dtype=torch.float64, device=rows.feature.device)
-    for part_BD in rows.feature.split(65536):
-        part_BD = part_BD.double()
-        sums_2D += torch.stack([part_BD.sum(0), part_BD.square().sum(0)])
-    mean_D, square_D = rows.together.sum(sums_2D) / rows.total
+def standardisation(
+    blocks: Iterable[torch.Tensor],
+    width: int,
+    total: int,
+    together: Collectives,
+    device: str | torch.device = "cpu",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(mean_D, scale_D) of a head over the `total` images of all workers, from blocks [B, D] of this worker's.
+
+    Summed in float64 so that the number of workers hardly matters.
+    """
+    sums_2D = torch.zeros(2, width, dtype=torch.float64, device=device)
+    for block_BD in blocks:
+        block_BD = block_BD.double()
+        sums_2D += torch.stack([block_BD.sum(0), block_BD.square().sum(0)])
+    mean_D, square_D = together.sum(sums_2D) / total
     spread_D = (square_D - mean_D.square()).clamp_min(0).sqrt()
-    head.mean_D = mean_D.float()
     # One scale for all: scaling each by its own spread makes the small principal components as loud as the large ones,
     # and that cost one point of top-1 and half a point of detection error on CIFAR-100N.
-    head.scale_D = (1 / spread_D.square().mean().sqrt().clamp_min(1e-6)).float().expand(width).clone()
+    scale = 1 / spread_D.square().mean().sqrt().clamp_min(1e-6)
+    return mean_D.float(), scale.float().expand(width).clone()
 
 
 def warm_cosine(steps: int) -> Callable[[int], float]:

@@ -35,9 +35,9 @@ from cleanscale.models.heads import Head
 from cleanscale.models.label_cleaner import LabelCleaner, output_rows
 from cleanscale.training.collectives import Alone, Collectives
 from cleanscale.training.head_settings import HeadPlan
+from cleanscale.training.heads import SUMMED_ROWS, standardisation, warm_cosine
 from cleanscale.training.label_cleaning_settings import NOISY, CleaningSettings
 
-SUMMED_ROWS = 65_536
 # Second parts of the random keys.
 _MODEL, _ORDER, _DROPOUT = 0, 1, 2
 
@@ -177,17 +177,10 @@ class Trainer:
             yield
 
     def _standardisation(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean of the features and one scale for all, over all workers (training/heads.py says why one)."""
-        width = self.images.feature_ND.shape[1]
-        sums_2D = torch.zeros(2, width, dtype=torch.float64)
-        for start in range(0, len(self.images.noisy), SUMMED_ROWS):
-            part = np.arange(start, min(start + SUMMED_ROWS, len(self.images.noisy)))
-            part_BD = torch.from_numpy(np.asarray(self.images.feature_ND[part], np.float64))
-            sums_2D += torch.stack([part_BD.sum(0), part_BD.square().sum(0)])
-        mean_D, square_D = self.together.sum(sums_2D) / self.total
-        spread_D = (square_D - mean_D.square()).clamp_min(0)
-        scale = 1 / spread_D.mean().sqrt().clamp_min(1e-6)
-        return mean_D.float(), scale.float().expand(width).clone()
+        rows, feature_ND = len(self.images.noisy), self.images.feature_ND
+        parts = (np.arange(start, min(start + SUMMED_ROWS, rows)) for start in range(0, rows, SUMMED_ROWS))
+        blocks = (torch.from_numpy(np.asarray(feature_ND[part], np.float32)) for part in parts)
+        return standardisation(blocks, feature_ND.shape[1], self.total, self.together)
 
     def _descend(self, step: _Step, noisy_each: int, verified_each: int, steps: int, about: int) -> None:
         """AdamW over `steps` batches of so many images that nobody looked at and so many verified ones.
@@ -196,7 +189,7 @@ class Trainer:
         """
         optimizer = self._optimizer(step, first=about == 0)
         trained = [p for group in optimizer.param_groups for p in group["params"]]
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warm_cosine(steps))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warm_cosine(steps))
         rng = generator(self.seed, Purpose.LABEL_CLEANING, _ORDER, about, self.together.rank)
         own = np.arange(len(self.images.noisy)) if about == 0 else np.flatnonzero(~self.images.verified_N)
         noisy = _endless(own, noisy_each, rng)
@@ -333,11 +326,3 @@ def _endless(own: np.ndarray, each: int, rng: np.random.Generator) -> Iterator[n
             left = np.concatenate([left, rng.permutation(own)])
         yield left[:each]
         left = left[each:]
-
-
-def _warm_cosine(steps: int) -> Callable[[int], float]:
-    """Learning-rate factor: up over the first twentieth, then down to zero along a cosine."""
-    warm = max(1, steps // 20)
-    return lambda step: (
-        (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
-    )
