@@ -3,9 +3,15 @@
 import json
 
 import pytest
+import timm
+import torch
 
 from cleanscale import cli, plan
+from cleanscale.datasets.generated import GeneratedSettings
 from cleanscale.maths import cost_model
+from cleanscale.stages.settings import FeaturesSettings
+from cleanscale.training.classifier import ClassifierSettings
+from cleanscale.training.head_settings import HeadSettings
 
 
 def planned(capsys, *arguments: str) -> dict:
@@ -43,6 +49,47 @@ def test_what_it_cannot_know_is_refused_with_a_remedy(capsys):
     assert "--gflop" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         plan.main(["--images", "1.5", "--classes", "1"])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["--images inf", "--images nan", "--memory 0", "--memory -16", "--memory inf", "--network 0", "--gpus -1",
+     "--gpus 0.5", "--gflop 0", "--row-folds 1", "--disk-speed x", "--largest-class 0"],
+)  # fmt: skip
+def test_a_number_that_cannot_be_is_a_usage_error(wrong, capsys):
+    option, value = wrong.split()
+    with pytest.raises(SystemExit) as ended:
+        plan.main(["--images", "1e6", "--classes", "1000", option, value])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert f"argument {option}: found '{value}'; expected a" in said
+
+
+def test_a_largest_class_that_is_smaller_than_the_mean_is_refused(capsys):
+    assert plan.main(["--images", "1e6", "--classes", "10", "--largest-class", "0.05"]) == 2
+    assert "correct --largest-class" in capsys.readouterr().err
+
+
+def test_what_is_not_given_is_as_in_a_run(capsys):
+    images = planned(capsys, "--images", "1e6", "--classes", "1000", "--from", "images")["work"]
+    assert images["width"] == FeaturesSettings().dimensions
+    assert images["classifier_epochs"] == ClassifierSettings().epochs
+    assert images["finetune_epochs"] == ClassifierSettings().finetune_epochs
+    given = planned(capsys, "--images", "1e6", "--classes", "1000")["work"]
+    assert given["width"] == GeneratedSettings().width
+    assert given["head_epochs"] == HeadSettings().resolved(1000).epochs
+    small = ("--from", "images", "--backbone", "small", "--gflop", "1", "--backbone-width", "64")
+    assert planned(capsys, "--images", "1e6", "--classes", "1000", *small)["work"]["width"] == 64
+
+
+@pytest.mark.parametrize("name", plan.BACKBONES)
+def test_backbones_are_as_wide_and_as_large_as_timm_makes_them(name, capsys):
+    with torch.device("meta"):
+        made = timm.create_model(name, num_classes=0)
+    asked = ("--images", "1e6", "--classes", "1000", "--from", "images", "--backbone", name)
+    work = planned(capsys, *asked)["work"]
+    assert work["backbone_width"] == made.num_features
+    assert work["backbone_parameters"] == sum(parameter.numel() for parameter in made.parameters())
 
 
 # Core seconds by stage of whole runs with the settings of benchmarks/label_space.py, all in one process on one thread.

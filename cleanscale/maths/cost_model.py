@@ -1,7 +1,8 @@
-"""What a run costs, from its size and the cluster alone: core and GPU seconds, bytes and what breaks first.
+"""What a run costs, from its size and the cluster alone: core and GPU seconds of each stage, and the bytes it moves.
 
 Every constant that was measured stands in RATES with where it comes from; formulas are sums of products of them. A
 model, within a factor of two or so of what runs on idle machines (tests/test_plan.py holds it against recorded runs).
+What a run holds, and what breaks first, is in `capacity.py`.
 
 # N images, C classes, D feature width, K references of a class, E width of class embeddings
 """
@@ -43,6 +44,11 @@ RATES: dict[str, Rate] = {
         6e-6, "core-s per image called wrong", f"neighbours of two classes, and of one more, {MEASURED}"
     ),
     "evidence": Rate(72e-6, "core-s per image and head", "measured earlier: 20 core-h for 1e9, 32 candidates"),
+    "class_signals": Rate(4e-6, "core-s per image of a class", f"evidence.class_shard on 2e6 of one class, {MEASURED}"),
+    "class_signals_held": Rate(265, "bytes per image of a class", "the same: tables, signals and what is sorted"),
+    "head_image": Rate(
+        100, "bytes per image of a worker", f"labels, rows, weights and orders: a dense head's worker, {MEASURED}"
+    ),
     "cleannet_step": Rate(0.0176, "core-s per step", f"1000 steps of 64 classes x 8 queries, {MEASURED}"),
     "class_embedding": Rate(1 / 3300, "core-s per class of 50 references", "measured earlier; of 3: 92 us"),
     "relevance": Rate(1 / 0.7e6, "core-s per image", "measured earlier: a gather and a dot product"),
@@ -51,13 +57,12 @@ RATES: dict[str, Rate] = {
     "stage_start": Rate(8.0, "s", "a worker group or the first tasks of a stage"),
 }
 
-
-DRIVER_SHARE = 0.1  # of a node's memory, which also runs tasks
+IN_MEMORY_BYTES = 256 << 20  # features of which a worker has no more are read into memory (storage/rows.py)
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What is to be done. source: features that are given, or images."""
+    """What is to be done. source: features that are given, or images. width: of a stored feature."""
 
     images: int
     classes: int
@@ -66,8 +71,10 @@ class Workload:
     image_bytes: int = 110_000
     image_gflop: float = 8.2
     backbone_width: int = 2048
+    backbone_parameters: int = 23_508_032
     frozen: bool = False  # the backbone stays as it was loaded: only heads train, on features
-    classifier_epochs: int = 5
+    classifier_epochs: int = 30  # on images, in round 0
+    finetune_epochs: int = 10  # on images, in round 1; from round 2 on only heads train
     head_epochs: int = 1
     negatives: int = 512
     head_batch: int = 512
@@ -82,11 +89,22 @@ class Workload:
     wrong: float = 0.3
     shard_bytes: int = 64 << 20
     rounds: int = 1
+    largest_share: float = 0.0  # of the images, in one class; 0: as in generated data
 
     @property
     def on_images(self) -> bool:
-        """Whether classifiers are trained on images."""
+        """Whether classifiers are trained on images, those of the first two rounds."""
         return self.source == "images" and not self.frozen
+
+    @property
+    def made_width(self) -> int:
+        """Of a feature before it is projected: how it lies in the files of rows."""
+        return self.backbone_width if self.source == "images" else self.width
+
+    @property
+    def largest_class(self) -> float:
+        """Images of the largest class; where its share is not given, by Zipf's law with exponent 1/2."""
+        return self.images * (self.largest_share or 1 / (2 * self.classes**0.5 - 1))
 
     @property
     def sharded(self) -> bool:
@@ -113,6 +131,11 @@ class Cluster:
     @property
     def all_gpus(self) -> int:
         return self.nodes * self.gpus
+
+    @property
+    def node_workers(self) -> int:
+        """Training workers of a node: one for each GPU, else one."""
+        return max(1, self.gpus)
 
 
 @dataclass(frozen=True)
@@ -155,9 +178,9 @@ def rate(name: str) -> float:
     return RATES[name].value
 
 
-def row_bytes(work: Workload) -> float:
+def row_bytes(width: int) -> float:
     """Bytes of a feature with its row, id and label, stored."""
-    return 2.0 * work.width + 26
+    return 2.0 * width + 26
 
 
 def head_flops(work: Workload) -> float:
@@ -179,12 +202,13 @@ def head_stage(work: Workload, cluster: Cluster, name: str, passes: float, heads
     on_gpu = cluster.all_gpus > 0
     start = heads * work.classes * rate("head_start") if work.sharded else 0.0
     steps = samples / work.head_batch
+    read = samples if work.sharded else 3 * work.images  # the dense one holds what it has read, through scratch or not
     return Stage(
         name,
         core_s=start + samples * rate("head_row") + (0.0 if on_gpu else operations / rate("head_flops")),
         gpu_s=operations / rate("head_gpu") if on_gpu else 0.0,
         alone_s=rate("stage_start") + (steps * rate("step_latency") if cluster.nodes > 1 else 0.0),
-        moved_bytes=samples * 2 * work.width,
+        moved_bytes=read * 2 * work.width,
         left_bytes=4 * head_values(work) * heads,
         sent_bytes=steps * step_bytes(work, cluster)["head"],
     )
@@ -197,30 +221,53 @@ def step_bytes(work: Workload, cluster: Cluster) -> dict[str, float]:
     cleannet = 2 * others * 4 * (2 * work.width * 256 + 4 * 256 * work.embedding + 2 * work.width * work.embedding)
     # Of images: gradients of the backbone and of a head that is whole, or embeddings there and back.
     above = 256 * (4 * work.backbone_width + 16) if work.sharded else 4 * work.classes * work.backbone_width
-    backbone = 2 * others * (4 * 25.6e6 + above) if work.on_images else 0.0
+    backbone = 2 * others * (4 * work.backbone_parameters + above) if work.on_images else 0.0
     return {"head": head, "cleannet": cleannet, "backbone": backbone}
 
 
 def stages(work: Workload, cluster: Cluster) -> list[Stage]:
     """All stages of a run, in order; those of a round once for each."""
-    n, c, wide = work.images, work.classes, work.width / 128
+    n = work.images
     ingest = Stage("ingest", n * rate("ingest"), alone_s=rate("stage_start"), moved_bytes=100 * n, left_bytes=33 * n)
-    one_round = [
-        *([backbone(work, cluster, "classifier", 3 * work.classifier_epochs)] if work.on_images else []),
-        features(work, cluster),
-        *([head_stage(work, cluster, "classifier", work.head_epochs, 1)] if not work.on_images else []),
-        references(work),
+    rounds = [stage for number in range(work.rounds) for stage in one_round(work, cluster, number)]
+    evaluate = Stage("evaluate", n * 3 * rate("table_row"), alone_s=rate("bootstrap"), left_bytes=50 * n)
+    return [ingest, *rounds, classifier(work, cluster, work.rounds, "weighted classifier"), evaluate]
+
+
+def classifier(work: Workload, cluster: Cluster, number: int, name: str = "classifier") -> Stage:
+    """Of round `number`: from round 2 on the backbone stays."""
+    if not work.on_images or number >= 2:
+        return head_stage(work, cluster, name, work.head_epochs, 1)
+    return backbone(work, cluster, name, 3 * (work.finetune_epochs if number else work.classifier_epochs))
+
+
+def one_round(work: Workload, cluster: Cluster, number: int) -> list[Stage]:
+    """Features are made anew where the backbone has changed."""
+    made = [classifier(work, cluster, number)]
+    if work.on_images and number < 2:
+        made = [*made, features(work, cluster)]
+    elif number == 0:
+        made = [features(work, cluster), *made]
+    return [*made, references(work), *judgement(work, cluster)]
+
+
+def judgement(work: Workload, cluster: Cluster) -> list[Stage]:
+    """From features and references to the relevance table."""
+    n, c, wide = work.images, work.classes, work.width / 128
+    signals = rate("evidence") * wide + searched(work) + 6 * rate("table_row")
+    cleannet_s = work.cleannet_steps * rate("cleannet_step") * max(1.0, wide) / speed(cluster)
+    return [
         head_stage(work, cluster, "out-of-fold heads", work.head_epochs * (work.row_folds - 1), work.row_folds),
         Stage(
             "evidence",
-            n * (rate("evidence") * wide + searched(work) + 6 * rate("table_row")),
-            alone_s=rate("stage_start"),
-            moved_bytes=3 * n * (row_bytes(work) + 160),
+            n * signals,
+            alone_s=rate("stage_start") + work.largest_class * rate("class_signals"),  # a class is one task
+            moved_bytes=3 * n * (row_bytes(work.width) + 160),
             left_bytes=60 * n + 4 * c * (work.width + 24),
         ),
         Stage(
             "cleannet",
-            alone_s=rate("stage_start") + work.cleannet_steps * rate("cleannet_step") * max(1.0, wide) / speed(cluster),
+            alone_s=rate("stage_start") + cleannet_s,
             sent_bytes=work.cleannet_steps * step_bytes(work, cluster)["cleannet"],
             left_bytes=4e6,
         ),
@@ -234,15 +281,10 @@ def stages(work: Workload, cluster: Cluster) -> list[Stage]:
             "relevance",
             n * (rate("relevance") + 5 * rate("table_row")) + n * work.wrong * rate("suggestions"),
             alone_s=rate("stage_start"),
-            moved_bytes=n * (row_bytes(work) + 200),
+            moved_bytes=n * (row_bytes(work.width) + 200),
             left_bytes=110 * n,
         ),
     ]
-    final = head_stage(work, cluster, "weighted classifier", work.head_epochs, 1)
-    if work.on_images:
-        final = backbone(work, cluster, "weighted classifier", 3 * work.classifier_epochs)
-    evaluate = Stage("evaluate", n * 3 * rate("table_row"), alone_s=rate("bootstrap"), left_bytes=50 * n)
-    return [ingest, *(one_round * work.rounds), final, evaluate]
 
 
 def speed(cluster: Cluster) -> float:
@@ -274,19 +316,19 @@ def backbone(work: Workload, cluster: Cluster, name: str, passes: float) -> Stag
 
 
 def features(work: Workload, cluster: Cluster) -> Stage:
-    """Features in rows, then by class: written twice, kept once."""
-    wide, size = work.width / 128, work.images * row_bytes(work)
+    """Features in rows, as wide as they are made, then by class: written twice, kept once."""
+    rows, kept = (work.images * row_bytes(width) for width in (work.made_width, work.width))
     made = backbone(work, cluster, "features", 1) if work.source == "images" else Stage("features")
-    core_s = work.images * (rate("copy_features") + rate("gather_features")) * wide
+    core_s = work.images * (rate("copy_features") + rate("gather_features")) * work.width / 128
     others = (cluster.nodes - 1) / cluster.nodes
     return Stage(
         "features",
         made.core_s + core_s,
         made.gpu_s,
         rate("stage_start"),
-        made.moved_bytes + 3 * size,
-        size,
-        sent_bytes=others * size / cluster.nodes,
+        made.moved_bytes + 2 * rows + kept,
+        kept,
+        sent_bytes=others * rows / cluster.nodes,
     )
 
 
@@ -295,86 +337,12 @@ def references(work: Workload) -> Stage:
     mean = min(work.images / work.classes, work.reference_images)
     clustered = work.classes * mean / 300 * work.width / 256 * rate("references") if mean > work.references else 0.0
     vectors = work.classes * min(mean, work.references)
-    left = vectors * (2 * work.width if mean > work.references else 8)
+    left = reference_bytes(work) or 8 * vectors
     read = work.classes * mean * rate("reference_rows") * work.width / 128
     return Stage("references", clustered + read, alone_s=rate("stage_start"), moved_bytes=left, left_bytes=left)
 
 
-def shards(work: Workload) -> int:
-    return max(1, -(-work.images * 2 * work.width // work.shard_bytes))
-
-
-def memory(work: Workload, cluster: Cluster) -> dict[str, float]:
-    """Bytes: what one node holds at most, by holder; `driver` is on one node only."""
-    # A task that waits for the class index gives its core back, and one more begins beside it (`engine.tasks`).
-    at_once = min(cluster.cores + work.sharded, shards(work))
-    values = head_values(work)
-    head = 12 * values / (cluster.nodes if work.sharded else 1)  # weights, optimiser, gradients or the start's sums
-    of_classes = 4.0 * work.classes * (work.width + 24)  # prototypes and statistics
-    scorers = 4.0 * values * work.row_folds
-    predictor = 4.0 * work.classes * work.backbone_width if work.on_images else 0.0
-    return {
-        "processes": 1.2e9 + 0.25e9 * cluster.cores,
-        # Some twenty copies of a shard's features: measured with 2e7 images of 1e6 classes.
-        "tasks": at_once * 20.0 * min(work.shard_bytes, 2 * work.width * work.images),
-        "object store": max(predictor, scorers + of_classes, 4.0 * work.classes * work.embedding + of_classes),
-        "class index": 10.0 * work.classes * max(work.width, work.embedding) / cluster.nodes,
-        "head worker": head + 2.0 * 64 * 1024 * work.width * 4,
-        "driver": 0.6e9 + 12.0 * work.images + 60.0 * work.classes,
-    }
-
-
-def memory_per_node(work: Workload, cluster: Cluster) -> float:
-    """Bytes on the node that has the driver: heads are trained before what tasks read of all classes is there."""
-    held = memory(work, cluster)
-    return (
-        held["processes"]
-        + held["driver"]
-        + max(held["tasks"] + held["object store"] + held["class index"], held["head worker"])
-    )
-
-
-def disk(work: Workload, cluster: Cluster) -> float:
-    """Bytes of the run folder at its fullest: features are there twice for a while."""
-    kept = sum(stage.left_bytes for stage in stages(work, cluster))
-    return kept + work.images * row_bytes(work)
-
-
-def limits(work: Workload, cluster: Cluster) -> list[Limit]:
-    """What is used up, most of it first."""
-    held = memory(work, cluster)
-    hours = sum(stage.seconds(cluster) for stage in stages(work, cluster)) / 3600
-    # Of images: weights, gradients and optimiser on every GPU; sharded: weights, of which each GPU has a share.
-    rows = work.classes * work.backbone_width
-    of_images = 4.0 * rows / max(1, cluster.all_gpus) if work.sharded else 16.0 * rows
-    head = of_images if work.on_images else held["head worker"] / max(1, cluster.gpus)
-    found = [
-        Limit(
-            "memory of a node", memory_per_node(work, cluster), cluster.memory_bytes, "bytes",
-            "nodes with more memory; fewer --evidence.row_folds, whose heads every node holds",
-        ),
-        Limit(
-            "object store of a node", held["object store"], 0.3 * cluster.memory_bytes, "bytes",
-            "raise --engine.object_store_bytes, or nodes with more memory",
-        ),
-        Limit(
-            "memory of the driver", held["driver"], DRIVER_SHARE * cluster.memory_bytes, "bytes",
-            "start the driver on a node that can spare more: it holds one label for each image",
-        ),
-        Limit(
-            "disk of the run folder", disk(work, cluster), cluster.nodes * cluster.disk_bytes, "bytes",
-            "a run folder on s3://, or smaller features: --features.dimensions",
-        ),
-        Limit(
-            "time", hours, 24 * 7, "hours",
-            "more nodes; GPUs where images are decoded",
-        ),
-    ]  # fmt: skip
-    if cluster.gpus:
-        found.append(
-            Limit(
-                "memory of a GPU", head, cluster.gpu_memory_bytes, "bytes",
-                "--heads.sharded on, and then more GPUs: each has the rows of its share of the classes",
-            )
-        )  # fmt: skip
-    return sorted(found, key=lambda limit: -limit.share)
+def reference_bytes(work: Workload) -> float:
+    """Of the vectors that are stored: of none where references are images."""
+    alone = work.images / work.classes <= work.references
+    return 0.0 if alone else 2.0 * work.width * work.classes * work.references
