@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 NEIGHBOURS = "neighbours"
 ANSWERS = 10  # recall is that of so many
 QUERIES = 512  # that it is measured with
+LEAST_QUERIES = 64  # of those that will come; classes, which are found more easily, make up for what is missing
 FLAT_AFFORDABLE = 200_000  # classes: of more, comparing all of them takes milliseconds for each query
 WORTH_IT = 1 / 8  # of the cells: searching more of them takes longer than comparing all classes
 
@@ -153,7 +154,7 @@ def write_codes(one: ClassRange, job: Build) -> None:
 def sampled_queries(files: IndexFiles, job: Build, queries: Callable[[], np.ndarray] | None) -> np.ndarray:
     """float32 [Q, E]: what the caller will search for, and some classes where that is little."""
     query_QE = np.empty((0, job.width), np.float32) if queries is None else queries()
-    short = QUERIES - len(query_QE)
+    short = LEAST_QUERIES - len(query_QE)
     return query_QE if short <= 0 else np.concatenate([query_QE, sampled_classes(files, job.seed)[:short]])
 
 
