@@ -107,11 +107,8 @@ class WrongLabelFinder:
 
     def table(self) -> pa.Table:
         """Decisions about the images of `fit`: the relevance table of `find_wrong_labels`."""
-        if self.fitted is None or self._collection is None:
-            raise DataError(
-                "nothing has been fitted; expected a call of fit(features, labels, verified) first; call it"
-            )
-        return self._collection.table(self.fitted)
+        fitted, collection = self._learned()
+        return collection.table(fitted)
 
     def decide(
         self,
@@ -120,11 +117,8 @@ class WrongLabelFinder:
         verified_N: np.ndarray | Sequence[int] | None = None,
     ) -> pa.Table:
         """Decisions about another collection: its evidence is its own, what evidence means is what `fit` learned."""
-        if self.fitted is None or self._collection is None:
-            raise DataError(
-                "nothing has been fitted; expected a call of fit(features, labels, verified) first; call it"
-            )
-        arrays, known = _Arrays.checked(features_ND, labels_N, verified_N), self._collection.arrays
+        fitted, collection = self._learned()
+        arrays, known = _Arrays.checked(features_ND, labels_N, verified_N), collection.arrays
         if arrays.feature_ND.shape[1] != known.feature_ND.shape[1]:
             raise DataError(
                 f"features are {arrays.feature_ND.shape[1]} wide; expected {known.feature_ND.shape[1]} as in fit: what "
@@ -132,7 +126,15 @@ class WrongLabelFinder:
             )
         found = self._collect(arrays)
         evidence = replace(found.evidence, label_N=known.numbers_of(arrays))
-        return replace(found, evidence=evidence).table(self.fitted)
+        return replace(found, evidence=evidence).table(fitted)
+
+    def _learned(self) -> tuple[FittedDetector, _Collection]:
+        """The detector and the collection it was fitted on. Raises DataError before `fit`."""
+        if self.fitted is None or self._collection is None:
+            raise DataError(
+                "nothing has been fitted; expected a call of fit(features, labels, verified) first; call it"
+            )
+        return self.fitted, self._collection
 
     def _collect(self, arrays: _Arrays) -> _Collection:
         with one_thread():

@@ -167,21 +167,28 @@ class RangeIndex:
             unsure = []
             for rows in blocks_of_rows(len(open_Q), asked):
                 open_X = open_Q[rows]
-                at_XR, first_XR = self._found(query_QE[open_X], None if list_QP is None else list_QP[open_X], asked)
-                exact_XR = self._exact(query_QE[open_X], at_XR)
-                last_X = first_XR[:, -1]
-                if list_QP is None:
-                    last_X, first_XR = last_X + np.float32(ROUNDING), exact_XR
-                key_XR = packed(np.where(at_XR >= 0, self.label_C[at_XR], -1), first_XR)
-                order_XR = np.argsort(key_XR, axis=1)[:, :candidates]
-                at_XR, first_XR, exact_XR = (np.take_along_axis(a, order_XR, 1) for a in (at_XR, first_XR, exact_XR))
-                kept = np.s_[open_X, : at_XR.shape[1]]
-                label_QR[kept] = np.where(at_XR >= 0, self.label_C[at_XR], -1)
-                first_QR[kept], exact_QR[kept] = first_XR, exact_XR
-                # Where a class that was not seen may equal the last one kept, more are asked for.
-                unsure.append(open_X[(first_XR[:, -1] <= last_X) & np.isfinite(last_X) & (asked < len(self))])
+                lists_XP = None if list_QP is None else list_QP[open_X]
+                best, unsure_X = self._best(query_QE[open_X], lists_XP, candidates, asked)
+                kept = np.s_[open_X, : best.label_QR.shape[1]]
+                label_QR[kept], first_QR[kept], exact_QR[kept] = best.label_QR, best.first_QR, best.exact_QR
+                unsure.append(open_X[unsure_X])
             open_Q, asked = np.concatenate(unsure), 4 * asked
         return Candidates(label_QR, first_QR, exact_QR)
+
+    def _best(
+        self, query_XE: np.ndarray, list_XP: np.ndarray | None, candidates: int, asked: int
+    ) -> tuple[Candidates, np.ndarray]:
+        """The best of `asked` classes, and bool [X]: where a class that was not seen may equal the last one kept."""
+        at_XR, first_XR = self._found(query_XE, list_XP, asked)
+        exact_XR = self._exact(query_XE, at_XR)
+        last_X = first_XR[:, -1]
+        if list_XP is None:
+            last_X, first_XR = last_X + np.float32(ROUNDING), exact_XR
+        key_XR = packed(np.where(at_XR >= 0, self.label_C[at_XR], -1), first_XR)
+        order_XR = np.argsort(key_XR, axis=1)[:, :candidates]
+        at_XR, first_XR, exact_XR = (np.take_along_axis(a, order_XR, 1) for a in (at_XR, first_XR, exact_XR))
+        unsure_X = (first_XR[:, -1] <= last_X) & np.isfinite(last_X) & (asked < len(self))
+        return Candidates(np.where(at_XR >= 0, self.label_C[at_XR], -1), first_XR, exact_XR), unsure_X
 
     def _found(self, query_QE: np.ndarray, list_QP: np.ndarray | None, most: int) -> tuple[np.ndarray, np.ndarray]:
         if list_QP is not None and self.codes is not None:

@@ -160,20 +160,6 @@ class Stage:
         )
 
 
-class Limit(NamedTuple):
-    """Something that is used up: found against expected, and what to do."""
-
-    what: str
-    needed: float
-    there: float
-    unit: str
-    remedy: str
-
-    @property
-    def share(self) -> float:
-        return self.needed / self.there
-
-
 def rate(name: str) -> float:
     return RATES[name].value
 
